@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Geometry: source picture -> fixed frame -> patch grid. Plain arithmetic, no pixels."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+
+Fit = Literal["letterbox", "resize", "crop"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a source picture lands in a frame of fixed size. All values in pixels, display orientation.
+
+    Attributes:
+        height, width: the frame.
+        resized_height, resized_width: the whole picture after scaling, before cropping.
+        crop_top, crop_left: first row and column of the scaled picture that is kept.
+        top, left, content_height, content_width: the rectangle of the frame that shows picture; the rest is black.
+    """
+
+    height: int
+    width: int
+    resized_height: int
+    resized_width: int
+    crop_top: int
+    crop_left: int
+    top: int
+    left: int
+    content_height: int
+    content_width: int
+
+    @property
+    def crop(self) -> tuple[slice, slice]:
+        """Rows and columns of the scaled picture that are kept."""
+        return (
+            slice(self.crop_top, self.crop_top + self.content_height),
+            slice(self.crop_left, self.crop_left + self.content_width),
+        )
+
+    @property
+    def content(self) -> tuple[slice, slice]:
+        """Rows and columns of the frame that show picture."""
+        return slice(self.top, self.top + self.content_height), slice(self.left, self.left + self.content_width)
+
+
+def frame_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """`(height, width)` of a frame; a single number means a square."""
+    height, width = (size, size) if isinstance(size, int | np.integer) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be positive, got {size}")
+    return int(height), int(width)
+
+
+def place_picture(
+    source_height: int, source_width: int, size: int | tuple[int, int], fit: Fit = "letterbox", align: int = 1
+) -> Placement:
+    """Fit a picture into a frame.
+
+    `letterbox` scales by `min(height / source_height, width / source_width)`, rounds, and centres with the floor of
+    half the rest (the published geometry); `resize` stretches; `crop` fills the frame and cuts the overhang centrally.
+
+    Args:
+        source_height, source_width: display orientation, after rotation.
+        size: frame size, one number or `(height, width)`.
+        align: letterbox offsets are rounded down to a multiple of this many pixels, so that merged patch blocks
+            start on picture content.
+
+    Raises:
+        ValueError: on an unknown fit or an empty size.
+    """
+    height, width = frame_size(size)
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit must be one of {get_args(Fit)}, got {fit!r}")
+    if fit == "resize":
+        return Placement(height, width, height, width, 0, 0, 0, 0, height, width)
+    ratios = (height / source_height, width / source_width)
+    scale = min(ratios) if fit == "letterbox" else max(ratios)
+    resized_height, resized_width = max(1, round(source_height * scale)), max(1, round(source_width * scale))
+    if fit == "crop":
+        resized_height, resized_width = max(resized_height, height), max(resized_width, width)
+        crop_top, crop_left = (resized_height - height) // 2, (resized_width - width) // 2
+        return Placement(height, width, resized_height, resized_width, crop_top, crop_left, 0, 0, height, width)
+    top, left = (height - resized_height) // 2 // align * align, (width - resized_width) // 2 // align * align
+    return Placement(height, width, resized_height, resized_width, 0, 0, top, left, resized_height, resized_width)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """The patch lattice of a clip.
+
+    Attributes:
+        num_frames: T, slots of the clip.
+        grid_h, grid_w: rows and columns of patches.
+        patch_size: P, pixels.
+        valid: `(grid_h, grid_w)` bool, patches that lie fully inside the picture; the others are padding.
+    """
+
+    num_frames: int
+    grid_h: int
+    grid_w: int
+    patch_size: int
+    valid: np.ndarray = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.valid.shape != (self.grid_h, self.grid_w):
+            raise ValueError(f"valid must be {(self.grid_h, self.grid_w)}, got {self.valid.shape}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(num_frames, grid_h, grid_w)`."""
+        return self.num_frames, self.grid_h, self.grid_w
+
+    @property
+    def num_valid(self) -> int:
+        """Patches inside the picture, per frame."""
+        return int(self.valid.sum())
+
+
+def make_grid(num_frames: int, placement: Placement, patch_size: int) -> PatchGrid:
+    """Patch lattice of frames with this placement.
+
+    Raises:
+        ValueError: if the frame is not divisible by `patch_size`.
+    """
+    if patch_size < 1 or placement.height % patch_size or placement.width % patch_size:
+        raise ValueError(
+            f"size {placement.height}x{placement.width} is not divisible by patch_size {patch_size}; "
+            f"use multiples of it, e.g. {max(1, placement.height // max(patch_size, 1)) * max(patch_size, 1)}"
+        )
+    rows = np.arange(0, placement.height, patch_size)
+    columns = np.arange(0, placement.width, patch_size)
+    valid_rows = (rows >= placement.top) & (rows + patch_size <= placement.top + placement.content_height)
+    valid_columns = (columns >= placement.left) & (columns + patch_size <= placement.left + placement.content_width)
+    return PatchGrid(num_frames, len(rows), len(columns), patch_size, valid_rows[:, None] & valid_columns[None])
+
+
+def valid_blocks(grid: PatchGrid, block: int) -> np.ndarray:
+    """`(grid_h // block, grid_w // block)` bool: blocks of `block` x `block` patches without padding.
+
+    Raises:
+        ValueError: if the grid is not divisible by `block`.
+    """
+    if grid.grid_h % block or grid.grid_w % block:
+        raise ValueError(f"a grid of {grid.grid_h}x{grid.grid_w} patches can't be cut into {block}x{block} blocks")
+    return grid.valid.reshape(grid.grid_h // block, block, grid.grid_w // block, block).all((1, 3))
