@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of a clip its kept patches still show: hold and coverage.
+
+Both are proxies (accuracy at equal tokens decides), both count all T frames and all locations of the square, padding
+with error 0. Hold asks whether the timeline can be read back from the patches, coverage whether everything was seen.
+"""
+
+import numpy as np
+
+from .distances import PatchDistances, patch_distances
+from .grid import PatchGrid
+
+
+def hold_psnr(frames: np.ndarray, grid: PatchGrid, patch_positions: np.ndarray) -> float:
+    """PSNR in dB of the frames rebuilt from the last patch kept at each location, black before the first.
+
+    Args:
+        frames: `(T, H, W, 3)` uint8.
+        grid: patch lattice of the frames.
+        patch_positions: `(N, 3)` kept `(t, h, w)`, any order.
+
+    Raises:
+        ValueError: if shapes don't match or positions lie outside the grid.
+    """
+    kept, distances = _kept_units(frames, grid, patch_positions)
+    held, total = np.full(kept.shape[1], -1), 0
+    for t, here in enumerate(kept):
+        held[here] = t
+        total += int(distances.from_slots(held, t).sum())
+    return _psnr(total, frames)
+
+
+def coverage_psnr(frames: np.ndarray, grid: PatchGrid, patch_positions: np.ndarray) -> float:
+    """PSNR in dB when every patch is replaced by the nearest kept patch of its location, whatever its time.
+
+    Locations where nothing is kept are black. Arguments and errors as in `hold_psnr`.
+    """
+    kept, distances = _kept_units(frames, grid, patch_positions)
+    total = 0
+    for location, slots in enumerate(kept.T):
+        if not slots.any():
+            total += int(distances.dark[location].sum())
+            continue
+        norms, gram = distances.norms[location], distances.gram[location, slots].astype(np.int64)
+        total += int((norms[slots, None] + norms - 2 * gram).min(0).sum())
+    return _psnr(total, frames)
+
+
+def _kept_units(frames: np.ndarray, grid: PatchGrid, patch_positions: np.ndarray) -> tuple[np.ndarray, PatchDistances]:
+    """`(T, L)` bool over the patches inside the picture, and their distances."""
+    positions = np.asarray(patch_positions)
+    if frames.shape[:3] != (grid.num_frames, grid.grid_h * grid.patch_size, grid.grid_w * grid.patch_size):
+        raise ValueError(f"frames {frames.shape} do not match a grid of {grid.shape} patches of {grid.patch_size} px")
+    if positions.ndim != 2 or positions.shape[1] != 3:
+        raise ValueError(f"patch_positions must be (N, 3), got {positions.shape}")
+    if len(positions) and ((positions < 0).any() or (positions >= grid.shape).any()):
+        raise ValueError(f"patch_positions must lie in {grid.shape}, got {positions.min(0)}..{positions.max(0)}")
+    lattice = np.zeros(grid.shape, bool)
+    lattice[tuple(positions.T)] = True
+    rows, columns = (np.flatnonzero(grid.valid.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        raise ValueError("the grid has no patch inside the picture")
+    rows, columns = (slice(int(at[0]), int(at[-1]) + 1) for at in (rows, columns))
+    return (
+        lattice[:, rows, columns].reshape(grid.num_frames, -1),
+        patch_distances(frames, grid.patch_size, rows, columns),
+    )
+
+
+def _psnr(total_squared_error: int, frames: np.ndarray) -> float:
+    """Over all samples of the square; infinite for a perfect rebuild."""
+    mean = total_squared_error / frames.size
+    return float(10 * np.log10(255**2 / mean)) if mean else float("inf")

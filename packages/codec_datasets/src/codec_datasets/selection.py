@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`frames -> patch_positions`: which patches to keep under an exact budget.
+
+A policy is a function `(Candidates, budget) -> (T, L) bool`; `POLICIES` names them. A patch kept at a location stands
+for that location until the next one is kept there, so policies weigh what a viewer of the kept patches would get
+wrong. `replenish` bounds that error and is the default: it did best in accuracy at equal budgets. All decide on
+full-resolution colour.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+
+from .distances import PatchDistances, patch_distances
+from .grid import PatchGrid, valid_blocks
+
+Policy = Literal["replenish", "rate_distortion", "coverage", "energy", "uniform", "random"]
+FirstFrame = Literal["full", "selected"]
+Padding = Literal["exclude", "zero"]
+
+_MOTION_RANGE = 32.0  # grey levels of change, beyond the frame's median, that count as full motion
+_PADDING_SCORE = -1e-4  # published: padding ranks below every patch with content
+_MOST_STEPS = 60  # of the price search; ten are usual
+_LEAST_BRACKET = 1e-7  # of log price
+_BUDGET_SLACK = 0.002  # share of the budget left to the final filling
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """How patches are chosen.
+
+    Attributes:
+        patch_size: P, pixels; divides the frame size.
+        num_patches: exact budget for the clip, first frame included.
+        policy: name in `POLICIES`.
+        block: 2 keeps whole 2 x 2 blocks, for models that merge them.
+        first_frame: `full` keeps all of slot 0 (its padding too with `padding="zero"`); `uniform` goes without.
+        padding: `exclude` never keeps letterbox patches; `zero` treats them as black picture (the published layout).
+        motion_weight: error counts up to `1 + motion_weight` times where things move.
+        stop_below_error: root mean square error in grey levels; fewer patches than the budget are kept once all that
+            is missing errs less. This and `motion_weight` belong to replenish, rate_distortion and coverage.
+        seed: of `random`.
+        allow_fewer: a clip with fewer patches than the budget keeps all of them instead of being refused.
+
+    Raises:
+        ValueError: if a value is not possible, or not together with another.
+    """
+
+    patch_size: int = 16
+    num_patches: int = 10368
+    policy: Policy = "replenish"
+    block: int = 1
+    first_frame: FirstFrame = "full"
+    padding: Padding = "exclude"
+    motion_weight: float = 0.0
+    stop_below_error: float = 0.0
+    seed: int = 0
+    allow_fewer: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("policy", tuple(POLICIES)),
+            ("block", (1, 2)),
+            ("first_frame", get_args(FirstFrame)),
+            ("padding", get_args(Padding)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.patch_size < 1 or self.num_patches < 1:
+            raise ValueError(f"patch_size and num_patches start at 1, got {self.patch_size} and {self.num_patches}")
+        if self.num_patches % self.block**2:
+            raise ValueError(f"num_patches={self.num_patches} is no multiple of 4, as block=2 needs")
+        weighs_error = self.policy in ("replenish", "rate_distortion", "coverage")
+        for name in ("motion_weight", "stop_below_error"):
+            if getattr(self, name) < 0 or (getattr(self, name) and not weighs_error):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is not possible with policy {self.policy!r}; leave it 0"
+                )
+
+    @property
+    def keeps_first(self) -> bool:
+        """All of slot 0 is kept."""
+        return self.first_frame == "full" and self.policy != "uniform"
+
+    @property
+    def unit(self) -> int:
+        """Side in pixels of what is kept or dropped as a whole."""
+        return self.patch_size * self.block
+
+    @property
+    def alignment(self) -> int:
+        """Pixels that letterbox offsets are multiples of: blocks start on picture, patches are centred as published."""
+        return self.unit if self.block > 1 else 1
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a policy chooses from: the units (patches, or blocks of patches) of one rectangle of the lattice.
+
+    Attributes:
+        frames: `(T, H, W, 3)` uint8.
+        rows, columns: the rectangle in units; L locations in raster order.
+        config: the choices.
+        scores: `(T, L)` energy per unit, for `energy`.
+    """
+
+    frames: np.ndarray
+    rows: slice
+    columns: slice
+    config: SelectionConfig
+    scores: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(T, L)`."""
+        return len(self.frames), (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
+
+    @cached_property
+    def distances(self) -> PatchDistances:
+        """Distances between the units of each location."""
+        return patch_distances(
+            self.frames, self.config.unit, self.rows, self.columns, with_dark=not self.config.keeps_first
+        )
+
+    @cached_property
+    def error_weight(self) -> np.ndarray | None:
+        """`(L, T)` float32 price of error, 1 where nothing moves; None without a motion weight.
+
+        Motion is the change to the previous frame in grey levels beyond the frame's median change, so that noise and
+        even lighting changes cost nothing extra.
+        """
+        if not self.config.motion_weight:
+            return None
+        change = np.sqrt(self.distances.steps() / self.distances.num_features)
+        motion = np.clip((change - np.median(change, axis=0)) / _MOTION_RANGE, 0, 1)
+        return (1 + self.config.motion_weight * motion).astype(np.float32)
+
+    @property
+    def least_error(self) -> float:
+        """`stop_below_error` as a squared distance."""
+        return self.config.stop_below_error**2 * self.config.unit**2 * 3
+
+    def nothing_kept(self) -> np.ndarray:
+        """`(T, L)` bool with slot 0 kept if it has to be."""
+        kept = np.zeros(self.shape, bool)
+        kept[0] = self.config.keeps_first
+        return kept
+
+
+def select_patches(
+    frames: np.ndarray, grid: PatchGrid, config: SelectionConfig, patch_scores: np.ndarray | None = None
+) -> np.ndarray:
+    """Choose the patches of a clip to keep.
+
+    Args:
+        frames: `(T, H, W, 3)` uint8 RGB.
+        grid: patch lattice of the frames.
+        config: policy, budget and the other choices.
+        patch_scores: `(T, grid_h, grid_w)` from `score_patches`, required by `energy`.
+
+    Returns:
+        `(num_patches, 3)` int32 positions, columns `(t, h, w)`, sorted; fewer only with `stop_below_error` or
+        `allow_fewer`.
+
+    Raises:
+        ValueError: if the budget can't be met or the scores are missing or of another shape.
+    """
+    budget = fit_budget(grid, config)
+    if config.policy == "energy" and patch_scores is None:
+        raise ValueError("policy 'energy' needs patch_scores; compute them with score_patches")
+    if patch_scores is not None and patch_scores.shape != grid.shape:
+        raise ValueError(f"patch_scores must be {grid.shape}, got {patch_scores.shape}")
+    block, is_selectable = config.block, _selectable_units(grid, config)
+    rows, columns = (_extent(is_selectable.any(axis)) for axis in (1, 0))
+    scores = None
+    if patch_scores is not None:
+        scores = _unit_scores(patch_scores, grid, block)[:, rows, columns].reshape(len(frames), -1)
+    kept = POLICIES[config.policy](Candidates(frames, rows, columns, config, scores), budget // block**2)
+    lattice = np.zeros((len(frames), *is_selectable.shape), bool)
+    lattice[:, rows, columns] = kept.reshape(len(frames), rows.stop - rows.start, -1)
+    return np.argwhere(lattice.repeat(block, 1).repeat(block, 2)).astype(np.int32)
+
+
+def fit_budget(grid: PatchGrid, config: SelectionConfig) -> int:
+    """The number of patches to keep; needs the lattice only, no pixels.
+
+    Raises:
+        ValueError: if the clip can't give exactly `num_patches` (or, with `allow_fewer`, not even its first frame).
+    """
+    per_frame = int(_selectable_units(grid, config).sum()) * config.block**2
+    if not per_frame:
+        raise ValueError(f"no whole patch of {grid.patch_size * config.block} px lies inside the picture")
+    capacity = per_frame * grid.num_frames
+    budget = min(config.num_patches, capacity) if config.allow_fewer else config.num_patches
+    least = per_frame if config.keeps_first else config.block**2
+    if least <= budget <= capacity:
+        return budget
+    cure = "use allow_fewer=True to keep all of it" if budget > capacity else 'first_frame="selected" allows fewer'
+    raise ValueError(
+        f"num_patches={budget} can't be met: {grid.num_frames} frames of {per_frame} patches allow {least} to "
+        f"{capacity}; {cure}"
+    )
+
+
+def _selectable_units(grid: PatchGrid, config: SelectionConfig) -> np.ndarray:
+    """`(grid_h // block, grid_w // block)` bool: always a rectangle."""
+    inside = valid_blocks(grid, config.block)
+    return inside if config.padding == "exclude" else np.ones_like(inside)
+
+
+def _extent(used: np.ndarray) -> slice:
+    """The range of rows or columns in use; valid patches always form a rectangle."""
+    at = np.flatnonzero(used)
+    return slice(int(at[0]), int(at[-1]) + 1)
+
+
+def _unit_scores(patch_scores: np.ndarray, grid: PatchGrid, block: int) -> np.ndarray:
+    """`(T, grid_h // block, grid_w // block)` float64: padding marked, then summed over each block."""
+    marked = np.where(grid.valid, patch_scores.astype(np.float64), _PADDING_SCORE)
+    return marked.reshape(len(marked), grid.grid_h // block, block, grid.grid_w // block, block).sum((2, 4))
+
+
+def replenish(candidates: Candidates, budget: int) -> np.ndarray:
+    """Keep a unit when what is held at its place errs by more than a threshold; the threshold meets the budget.
+
+    What a codec does with conditional replenishment: causal, linear in T, every change above the threshold is kept.
+    """
+    if candidates.least_error:
+        kept, _ = _replenish_at(candidates, candidates.least_error)
+        if kept.sum() <= budget:
+            return kept
+    highest = candidates.config.unit**2 * 3 * 255**2 * (1 + candidates.config.motion_weight)
+    threshold = _search_price(lambda t: int(_replenish_at(candidates, t)[0].sum()), budget, 0.5, highest)
+    kept, errors = _replenish_at(candidates, threshold)
+    return _fill(kept, budget, errors)
+
+
+def _replenish_at(candidates: Candidates, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """`(T, L)` kept units and squared errors of what is held, for one threshold."""
+    distances, weight = candidates.distances, candidates.error_weight
+    num_frames, num_locations = candidates.shape
+    kept, errors = candidates.nothing_kept(), np.zeros(candidates.shape)
+    held = np.full(num_locations, 0 if candidates.config.keeps_first else -1)
+    for t in range(1 if candidates.config.keeps_first else 0, num_frames):
+        errors[t] = distances.from_slots(held, t)
+        if weight is not None:
+            errors[t] *= weight[:, t]
+        kept[t] = errors[t] > threshold
+        held[kept[t]] = t
+    return kept, errors
+
+
+def _search_price(count_at: Callable[[float], int], budget: int, low: float, high: float) -> float:
+    """The lowest price (or threshold) found at which at most `budget` units are kept; counts fall with the price.
+
+    Bracketed search on logarithms: secant steps, every third one a halving so that the bracket always shrinks.
+    """
+    low, high = np.log(low), np.log(high)
+    count_low = count_high = 0
+    for step in range(_MOST_STEPS):
+        share = 0.5
+        if count_low and count_high and step % 3 != 2:
+            share = np.clip(np.log(count_low / budget) / np.log(count_low / count_high), 0.02, 0.98)
+        price = low + share * (high - low)
+        count = count_at(float(np.exp(price)))
+        if count > budget:
+            low, count_low = price, count
+        else:
+            high, count_high = price, count
+        if count_high >= budget * (1 - _BUDGET_SLACK) or high - low < _LEAST_BRACKET:
+            break
+    return float(np.exp(high))
+
+
+def _fill(kept: np.ndarray, budget: int, priority: np.ndarray | None = None) -> np.ndarray:
+    """Add units until the budget is met exactly: highest priority first, then by `(t, h, w)`."""
+    missing = budget - int(kept.sum())
+    if missing > 0:
+        free = np.flatnonzero(~kept)
+        order = free if priority is None else free[np.argsort(-priority.ravel()[free], kind="stable")]
+        kept.reshape(-1)[order[:missing]] = True
+    return kept
+
+
+def rate_distortion(candidates: Candidates, budget: int) -> np.ndarray:
+    """Least total squared error of what is held, at a price per kept unit that meets the budget.
+
+    Per location a run of slots a...b-1 is shown by its first unit and costs the sum of its distances; a dynamic
+    program over the slots chooses the runs for a given price, and the price is found by search.
+    """
+    costs = _run_costs(candidates)
+    dark = None if candidates.config.keeps_first else _dark_costs(candidates)
+    if candidates.least_error:
+        start, count = _cheapest_runs(costs, candidates.least_error, dark)
+        if count <= budget:
+            return _mark_runs(start, candidates)
+    highest = (costs[:, -1, 0].max() if dark is None else dark[:, -1].max()) + 1.0
+    price = _search_price(lambda p: _cheapest_runs(costs, p, dark)[1], budget, 0.5, float(highest))
+    kept = _mark_runs(_cheapest_runs(costs, price, dark)[0], candidates)
+    return _fill(kept, budget, _hold_error(candidates, kept))
+
+
+def _run_costs(candidates: Candidates) -> np.ndarray:
+    """`(L, T + 1, T)` float32: entry `[l, b, a]` is the error of showing slots a...b-1 by unit a; inf where a >= b."""
+    pairs = candidates.distances.all_pairs()
+    if candidates.error_weight is not None:
+        pairs *= candidates.error_weight[:, None]
+    num_locations, num_frames = pairs.shape[:2]
+    costs = np.full((num_locations, num_frames + 1, num_frames), np.inf, np.float32)
+    for first in range(num_frames):
+        np.cumsum(pairs[:, first, first:], axis=1, out=costs[:, first + 1 :, first])
+    return costs
+
+
+def _dark_costs(candidates: Candidates) -> np.ndarray:
+    """`(L, T + 1)` float32: error of showing black before slot b."""
+    dark = candidates.distances.dark.astype(np.float64)
+    if candidates.error_weight is not None:
+        dark = dark * candidates.error_weight
+    return np.pad(np.cumsum(dark, axis=1), ((0, 0), (1, 0))).astype(np.float32)
+
+
+def _cheapest_runs(costs: np.ndarray, price: float, dark: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Dynamic program for one price.
+
+    Returns:
+        `(L, T + 1)` start of the last run before each slot (-1: black from the beginning), and the number of kept
+        units; a whole first frame is not charged but counted.
+    """
+    num_locations, num_slots, num_frames = costs.shape
+    total = np.zeros((num_locations, num_slots), np.float32)
+    runs = np.zeros((num_locations, num_slots), np.int32)
+    start = np.full((num_locations, num_slots), -1, np.int32)
+    location = np.arange(num_locations)
+    charged = total[:, :num_frames].copy()  # total plus the price of the run that starts there
+    charged[:, 0] = 0 if dark is None else price
+    for slot in range(1, num_slots):
+        options = charged[:, :slot] + costs[:, slot, :slot]
+        choice = options.argmin(1)
+        least = options[location, choice]
+        number = runs[location, choice] + 1
+        if dark is not None:
+            stays_dark = dark[:, slot] <= least
+            choice, least = np.where(stays_dark, -1, choice), np.where(stays_dark, dark[:, slot], least)
+            number = np.where(stays_dark, 0, number)
+        total[:, slot], start[:, slot], runs[:, slot] = least, choice, number
+        if slot < num_frames:
+            charged[:, slot] = least + np.float32(price)
+    return start, int(runs[:, -1].sum())
+
+
+def _mark_runs(start: np.ndarray, candidates: Candidates) -> np.ndarray:
+    """Follow the chosen runs backwards: `(T, L)` kept."""
+    num_frames, num_locations = candidates.shape
+    kept = candidates.nothing_kept()
+    location = np.arange(num_locations)
+    slot = np.full(num_locations, num_frames)
+    while (active := slot > 0).any():
+        slot = np.where(active, start[location, np.maximum(slot, 0)], slot)
+        begins = active & (slot >= 0)
+        kept[slot[begins], location[begins]] = True
+    return kept
+
+
+def _hold_error(candidates: Candidates, kept: np.ndarray) -> np.ndarray:
+    """`(T, L)` int64 squared error of what is held, before a unit of the slot itself is kept."""
+    held = np.where(kept[0], 0, -1)
+    error = np.zeros(candidates.shape, np.int64)
+    for t in range(len(kept)):
+        error[t] = candidates.distances.from_slots(held, t)
+        held[kept[t]] = t
+    return error
+
+
+def coverage(candidates: Candidates, budget: int) -> np.ndarray:
+    """Greedy facility location: keep what lowers the error to the nearest kept unit of the location most.
+
+    The gains of a location fall from one unit to the next, so the best gains overall are the greedy solution of every
+    budget at once: budgets are nested.
+    """
+    kept = candidates.nothing_kept()
+    gains, slots, locations = _coverage_gains(candidates, budget - int(kept.sum()))
+    order = np.lexsort((locations, slots, -gains))[: budget - int(kept.sum())]
+    order = order[gains[order] > candidates.least_error]
+    kept[slots[order], locations[order]] = True
+    return kept if candidates.least_error else _fill(kept, budget)
+
+
+def _coverage_gains(candidates: Candidates, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gains, slots and locations of greedy additions; at least the `wanted` largest gains are among them."""
+    weight, distances = candidates.error_weight, candidates.distances
+    pairs = distances.all_pairs()
+    if weight is not None:
+        pairs *= weight[:, None]
+    near = pairs[:, 0].copy()
+    if not candidates.config.keeps_first:
+        near = (distances.dark if weight is None else distances.dark * weight).astype(np.float32)
+    active, found = np.arange(len(near)), []
+    floor = 0.0
+    for _ in range(len(candidates.frames)):
+        gain = _total_gain(near, pairs)
+        slot = gain.argmax(1)
+        best = gain[np.arange(len(gain)), slot]
+        going = best > floor
+        if not going.any():
+            break
+        active, near, pairs, slot, best = active[going], near[going], pairs[going], slot[going], best[going]
+        found.append((best, slot, active))
+        near = np.minimum(near, pairs[np.arange(len(slot)), slot])
+        gains = np.concatenate([part[0] for part in found])
+        floor = float(np.partition(gains, -wanted)[-wanted]) if 0 < wanted < len(gains) else 0.0
+    if not found:
+        return np.zeros(0), np.zeros(0, int), np.zeros(0, int)
+    return tuple(np.concatenate(parts) for parts in zip(*found))
+
+
+def _total_gain(near: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """`(L, T)`: how much keeping each slot would lower the summed error to the nearest kept unit."""
+    gain = np.empty(near.shape, np.float32)
+    for start in range(0, len(near), 64):  # 64 locations of 64 x 64 floats fit the cache
+        part = slice(start, start + 64)
+        gain[part] = np.maximum(near[part, None] - pairs[part], 0).sum(2)
+    return gain
+
+
+def energy(candidates: Candidates, budget: int) -> np.ndarray:
+    """The published OneVision rule: the highest motion and residual energy of all frames."""
+    return _fill(candidates.nothing_kept(), budget, candidates.scores)
+
+
+def uniform(candidates: Candidates, budget: int) -> np.ndarray:
+    """Whole frames, evenly spaced; a remainder is spread evenly over the last one."""
+    num_frames, num_locations = candidates.shape
+    kept = np.zeros((num_frames, num_locations), bool)
+    whole, rest = divmod(budget, num_locations)
+    slots = np.linspace(0, num_frames - 1, whole + bool(rest)).astype(int)
+    kept[slots[:whole]] = True
+    if rest:
+        kept[slots[-1], np.linspace(0, num_locations - 1, rest).astype(int)] = True
+    return kept
+
+
+def random(candidates: Candidates, budget: int) -> np.ndarray:
+    """A control: any units, equally likely."""
+    priority = np.random.default_rng(candidates.config.seed).random(candidates.shape)
+    return _fill(candidates.nothing_kept(), budget, priority)
+
+
+POLICIES: dict[str, Callable[[Candidates, int], np.ndarray]] = {
+    "replenish": replenish,
+    "rate_distortion": rate_distortion,
+    "coverage": coverage,
+    "energy": energy,
+    "uniform": uniform,
+    "random": random,
+}
+"""Selection policies by name. Adding an entry makes it available everywhere."""

@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos to encoder input: whole frames, uniformly sampled, or the patches that a codec-like selection keeps.
+
+Reading files and selecting patches is the work of the package `codec_datasets`, imported only when it is needed;
+uniform sampling of decoded frames needs nothing but Pillow.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from huggingface_hub.dataclasses import validate_typed_dict
+from PIL import Image
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SizeDict
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from .image_processing_onevision_encoder import cut_patches, grid_of_positions, pack_items
+
+LAST_TIME_SLOT = 63  # the encoder was trained on 64 time slots; uniform frames are spread over all of them
+FRAMES_IN_BUDGET = 8  # a codec clip gets as many patches as this many whole frames
+DEFAULTS = {
+    "uniform": {"num_frames": 8, "grid_side": 16, "fit": "crop"},  # 224 pixels at patch size 14, as in pre-training
+    "codec": {"num_frames": 64, "grid_side": 36, "fit": "letterbox"},  # 504 pixels at patch size 14: 10368 patches
+}
+SELECTION_ARGUMENTS = (
+    "num_patches",
+    "policy",
+    "block",
+    "first_frame",
+    "padding",
+    "motion_weight",
+    "seed",
+    "allow_fewer",
+)
+
+
+class OneVisionEncoderVideoProcessorKwargs(VideosKwargs, total=False):
+    """Options beyond those of every video processor; None takes the default of the sampling.
+
+    Attributes:
+        sampling: `"uniform"` for whole frames, `"codec"` for selected patches of many frames.
+        patch_size: side of a patch in pixels, the encoder's.
+        fit: how a frame meets the square: `"crop"`, `"resize"` or `"letterbox"`.
+        num_threads: threads of the decoder.
+        num_patches: codec: exact number of patches of a clip; default: as many as 8 whole frames.
+        policy: codec: which patches are kept, a policy of `codec_datasets`.
+        block: codec: side, in patches, of the squares that are kept as a whole.
+        first_frame: codec: `"full"` keeps all of the first frame, `"selected"` does not.
+        padding: codec: `"exclude"` drops letterbox patches, `"zero"` keeps them as published.
+        motion_weight: codec: how much more an error counts where things move.
+        seed: codec: of the random policy.
+        allow_fewer: codec: a clip that holds fewer patches gives a shorter row; otherwise it raises.
+    """
+
+    sampling: Literal["uniform", "codec"] | None
+    patch_size: int | None
+    fit: Literal["crop", "resize", "letterbox"] | None
+    num_threads: int | None
+    num_patches: int | None
+    policy: str | None
+    block: int | None
+    first_frame: Literal["full", "selected"] | None
+    padding: Literal["exclude", "zero"] | None
+    motion_weight: float | int | None
+    seed: int | None
+    allow_fewer: bool | None
+
+
+@dataclass
+class ClipMetadata(VideoMetadata):
+    """What became of one video; `frames_indices` and `pts_seconds` belong to the sampled frames, in order.
+
+    Attributes:
+        pts_seconds: presentation times of the sampled frames in seconds, None if unknown.
+        sampling: `"uniform"` or `"codec"`.
+        num_patches: patches in the clip's row.
+    """
+
+    pts_seconds: list[float] | None = None
+    sampling: str = "uniform"
+    num_patches: int = 0
+
+    @property
+    def frame_indices(self) -> list[int] | None:
+        """`frames_indices` under the name the rest of this project uses."""
+        return self.frames_indices
+
+    @property
+    def timestamps(self) -> list[float]:
+        """Presentation times of the sampled frames in seconds; real ones where known."""
+        return self.pts_seconds if self.pts_seconds is not None else super().timestamps
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """The options of one call with every default resolved; names as in the keyword arguments, `size` in pixels."""
+
+    sampling: str
+    num_frames: int
+    size: int
+    fit: str
+    patch_size: int
+    num_threads: int
+    take_all_frames: bool
+    selection: dict[str, Any]
+
+    @classmethod
+    def resolve(cls, options: dict[str, Any], given: set[str]) -> "ClipOptions":
+        """Fill in the defaults of the sampling.
+
+        Args:
+            options: all keyword arguments, attributes of the processor where the caller gave none.
+            given: names that the caller gave.
+
+        Raises:
+            ValueError: for options that contradict each other or do not exist for this sampling.
+        """
+        sampling, patch_size = options["sampling"], options["patch_size"]
+        defaults = DEFAULTS[sampling]
+        misplaced = sorted(given & set(SELECTION_ARGUMENTS))
+        if sampling == "uniform" and misplaced:
+            raise ValueError(
+                f'{", ".join(misplaced)} select patches and need sampling="codec", got sampling="uniform".'
+            )
+        if options.get("fps") is not None:
+            raise ValueError(f"Frames are sampled by number, got fps={options['fps']}. Pass num_frames instead.")
+        num_frames = options["num_frames"] or defaults["num_frames"]
+        size = square_side(options["size"]) or defaults["grid_side"] * patch_size
+        if size % patch_size:
+            raise ValueError(f"size must be a multiple of patch_size={patch_size}, got {size}.")
+        selection = {name: options[name] for name in SELECTION_ARGUMENTS}
+        if selection["num_patches"] is None:
+            selection["num_patches"] = min(FRAMES_IN_BUDGET, num_frames) * (size // patch_size) ** 2
+        return cls(
+            sampling,
+            num_frames,
+            size,
+            options["fit"] or defaults["fit"],
+            patch_size,
+            options["num_threads"],
+            options["do_sample_frames"] is False,
+            selection,
+        )
+
+
+def square_side(size: SizeDict | dict | None) -> int | None:
+    """Read the side of a square, in pixels, from a size; None stays None."""
+    if size is None:
+        return None
+    height, width = dict(size).get("height"), dict(size).get("width")
+    if height is None or height != width:
+        raise ValueError(f"Expected a square size, an int or equal height and width, got {dict(size)}.")
+    return height
+
+
+def time_slots(num_frames: int) -> np.ndarray:
+    """Spread uniform frames over the encoder's 64 time slots: floor(linspace(0, 63, T)), `(T,)` int64.
+
+    More than 64 frames count 0, 1, 2, ...: beyond the trained range, but no two share a slot.
+    """
+    return np.floor(np.linspace(0, max(LAST_TIME_SLOT, num_frames - 1), num_frames)).astype(np.int64)
+
+
+def load_codec_datasets() -> ModuleType:
+    """Import the package that reads and selects, or say which one to install."""
+    try:
+        import codec_datasets
+    except ImportError as error:
+        raise ImportError(
+            'Reading video files, sampling="codec" and fit="letterbox" need the package codec-datasets. Install it: '
+            "pip install codec-datasets. Decoded frames with uniform sampling work without it."
+        ) from error
+    return codec_datasets
+
+
+def split_videos(videos: Any) -> list[str | np.ndarray]:
+    """Sort out what the caller passed: one video or several.
+
+    Args:
+        videos: a path or URL; `(T, H, W, 3)` frames as array, tensor or list of images; or a list of these.
+
+    Returns:
+        Per video its path or its frames `(T, H, W, 3)` uint8.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(videos, str | PathLike):
+        return [fspath(videos)]
+    if isinstance(videos, Sequence) and len(videos) == 0:
+        raise ValueError("Expected at least one video, got an empty list.")
+    if isinstance(videos, Sequence) and not _is_frame(videos[0]):
+        return [clip for video in videos for clip in split_videos(video)]
+    if not isinstance(videos, Sequence) and getattr(videos, "ndim", 0) == 5:
+        return [to_frames(video) for video in videos]
+    return [to_frames(videos)]
+
+
+def _is_frame(item: Any) -> bool:
+    """Say whether an element of a list is a single frame."""
+    return isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3
+
+
+def to_frames(frames: Any) -> np.ndarray:
+    """Bring one decoded video to `(T, H, W, 3)` uint8; `(T, 3, H, W)` is accepted as well.
+
+    Raises:
+        ValueError: for another shape or dtype.
+    """
+    if isinstance(frames, Sequence):
+        frames = np.stack([np.asarray(x.convert("RGB") if isinstance(x, Image.Image) else x) for x in frames])
+    if hasattr(frames, "detach"):
+        frames = frames.detach().cpu()
+    array = np.asarray(frames)
+    if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape or array.dtype != np.uint8:
+        raise ValueError(
+            f"Expected a path, or decoded RGB frames (T, H, W, 3) uint8, got {array.dtype} of shape {array.shape}."
+        )
+    return array
+
+
+def fit_frames(frames: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """Bring frames `(T, H, W, 3)` to `(T, size, size, 3)`, bicubic: `"resize"` stretches, `"crop"` keeps the centre."""
+    height, width = frames.shape[1:3]
+    if (height, width) == (size, size):
+        return frames
+    box = (0, 0, width, height)
+    if fit == "crop":
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    images = (Image.fromarray(frame) for frame in frames)
+    return np.stack([np.asarray(x.resize((size, size), Image.Resampling.BICUBIC, box=box)) for x in images])
+
+
+class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
+    """Videos to the patch sequence: `pixel_values` `(num_videos, max_patches, 3 * P * P)`, `image_position_ids`.
+
+    `sampling="uniform"` gives all patches of 8 frames of 224 x 224, centre-cropped, at t = floor(linspace(0, 63, 8)).
+    `sampling="codec"` samples 64 frames, letterboxed to 36 patches a side, and keeps the patches that prediction from
+    kept content gets wrong, as many as 8 whole frames have; t is the frame's slot 0...63. Arguments override both.
+
+    ```python
+    outputs = model(**processor("clip.mp4", sampling="codec", return_tensors="pt"))
+    ```
+    """
+
+    valid_kwargs = OneVisionEncoderVideoProcessorKwargs
+    model_input_names = ("pixel_values", "image_position_ids")
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    do_rescale = True
+    do_normalize = True
+    sampling = "uniform"
+    patch_size = 14
+    num_frames = None
+    size = None
+    fit = None
+    num_threads = 1
+    num_patches = None
+    policy = "replenish"
+    block = 1
+    first_frame = "full"
+    padding = "exclude"
+    motion_weight = 0.0
+    seed = 0
+    allow_fewer = True
+
+    def preprocess(self, videos: Any, **kwargs: Unpack[OneVisionEncoderVideoProcessorKwargs]) -> BatchFeature:
+        """Read videos and cut them into a patch sequence.
+
+        Args:
+            videos: a path or URL; decoded frames `(T, H, W, 3)` uint8 as array, tensor or list of images; or a list
+                of these. Of decoded frames `num_frames` are sampled if there are more, unless `do_sample_frames=False`.
+            **kwargs: see `OneVisionEncoderVideoProcessorKwargs`; `return_metadata=True` adds `video_metadata`, a
+                `ClipMetadata` per video; `return_tensors="pt"` gives tensors, default numpy arrays.
+
+        Raises:
+            ImportError: if `codec_datasets` is needed and missing.
+            ValueError: for inputs and arguments that do not fit; `codec_datasets.VideoError` is one.
+        """
+        validate_typed_dict(self.valid_kwargs, kwargs)
+        given = {name for name, value in kwargs.items() if value is not None}
+        options = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
+        options.update({name: kwargs[name] for name in given})
+        options = self._standardize_kwargs(**options)
+        clip_options = ClipOptions.resolve(options, given)
+        patches, positions, metadata = [], [], []
+        for video in split_videos(videos):
+            pixels, places, facts = READERS[clip_options.sampling](video, clip_options)
+            facts.num_patches, facts.sampling = len(pixels), clip_options.sampling
+            patches.append(self._normalize_patches(pixels, options))
+            positions.append(places)
+            metadata.append(facts)
+        features = BatchFeature(data=pack_items(patches, positions), tensor_type=options["return_tensors"])
+        if options["device"] is not None:
+            features = features.to(options["device"])
+        if options["return_metadata"]:
+            features["video_metadata"] = metadata
+        return features
+
+    def _normalize_patches(self, patches: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+        """Rescale and normalise patches `(N, C * P * P)` uint8, flattened as `(C, P, P)`, to float32."""
+        pixels = patches.reshape(len(patches), 3, -1).astype(np.float32)
+        if options["do_rescale"]:
+            pixels *= np.float32(options["rescale_factor"])
+        if options["do_normalize"]:
+            pixels -= np.asarray(options["image_mean"], np.float32)[:, None]
+            pixels /= np.asarray(options["image_std"], np.float32)[:, None]
+        return pixels.reshape(len(patches), -1)
+
+
+def read_uniform(video: str | np.ndarray, options: ClipOptions) -> tuple[np.ndarray, np.ndarray, ClipMetadata]:
+    """Cut uniformly sampled frames into all their patches.
+
+    Args:
+        video: a path or frames `(T, H, W, 3)` uint8.
+        options: of the call.
+
+    Returns:
+        Patches `(N, 3 * P * P)` uint8, positions `(N, 3)` int64 (t, h, w), and metadata.
+    """
+    if options.fit == "letterbox":
+        clip = _read_clip(video, options)
+        everything = len(clip.frames) * (options.size // options.patch_size) ** 2
+        selection = load_codec_datasets().select_clip(
+            clip,
+            patch_size=options.patch_size,
+            num_patches=everything,
+            policy="uniform",
+            padding="exclude",
+            allow_fewer=True,
+        )
+        places = selection.patch_positions.astype(np.int64)
+        places[:, 0] = time_slots(len(clip.frames))[places[:, 0]]
+        return _flatten(selection.patches), places, _describe(selection)
+    if isinstance(video, str):
+        clip = _read_clip(video, options)
+        frames, facts = clip.frames, _describe(clip)
+    else:
+        indices = _sampled_indices(len(video), options)
+        frames = fit_frames(video[indices], options.size, options.fit)
+        facts = ClipMetadata(len(video), height=video.shape[1], width=video.shape[2], frames_indices=indices.tolist())
+    patches = np.concatenate([cut_patches(frame.transpose(2, 0, 1), options.patch_size) for frame in frames])
+    side = options.size // options.patch_size
+    return patches, grid_of_positions(time_slots(len(frames)), side, side), facts
+
+
+def read_codec(video: str | np.ndarray, options: ClipOptions) -> tuple[np.ndarray, np.ndarray, ClipMetadata]:
+    """Select the patches of a clip; arguments and result as of `read_uniform`."""
+    codec_datasets = load_codec_datasets()
+    if isinstance(video, str):
+        selection = codec_datasets.select_video(
+            video,
+            num_frames=options.num_frames,
+            size=options.size,
+            fit=options.fit,
+            patch_size=options.patch_size,
+            num_threads=options.num_threads,
+            **options.selection,
+        )
+    else:
+        clip = _read_clip(video, options)
+        selection = codec_datasets.select_clip(clip, patch_size=options.patch_size, **options.selection)
+    return _flatten(selection.patches), selection.patch_positions.astype(np.int64), _describe(selection)
+
+
+READERS = {"uniform": read_uniform, "codec": read_codec}
+
+
+def _read_clip(video: str | np.ndarray, options: ClipOptions) -> Any:
+    """Sample and fit frames by `codec_datasets`, from a file or from decoded frames."""
+    codec_datasets = load_codec_datasets()
+    if isinstance(video, str):
+        return codec_datasets.read_clip(video, num_frames=options.num_frames, size=options.size, fit=options.fit)
+    indices = _sampled_indices(len(video), options)
+    return codec_datasets.clip_from_frames(video[indices], size=options.size, fit=options.fit, frame_indices=indices)
+
+
+def _sampled_indices(num_source_frames: int, options: ClipOptions) -> np.ndarray:
+    """Choose frames of a decoded video, first and last included; all if there are no more than asked for."""
+    if options.take_all_frames or num_source_frames <= options.num_frames:
+        return np.arange(num_source_frames)
+    return np.linspace(0, num_source_frames - 1, options.num_frames).astype(np.int64)
+
+
+def _flatten(patches: np.ndarray) -> np.ndarray:
+    """Flatten patches `(N, P, P, 3)` to `(N, 3 * P * P)`, channels first."""
+    return patches.transpose(0, 3, 1, 2).reshape(len(patches), -1)
+
+
+def _describe(clip: Any) -> ClipMetadata:
+    """Take the metadata from a clip or a selection of `codec_datasets`."""
+    return ClipMetadata(
+        total_num_frames=clip.video.num_frames,
+        fps=clip.video.average_fps or None,
+        width=clip.video.width,
+        height=clip.video.height,
+        duration=clip.video.duration_seconds,
+        video_backend="codec_datasets",
+        frames_indices=clip.frame_indices.tolist(),
+        pts_seconds=clip.pts_seconds.tolist(),
+    )
+
+
+__all__ = ["ClipMetadata", "OneVisionEncoderVideoProcessor"]
