@@ -139,20 +139,19 @@ def decode_clip(
     size: int | tuple[int, int] = 576,
     fit: Fit = "letterbox",
     *,
-    align: int = 1,
     coded: bool = False,
     num_threads: int = 1,
 ) -> Clip:
-    """Decode the frames of a plan. Arguments as in `read_clip`; `align` as in `place_picture`."""
+    """Decode the frames of a plan. Arguments as in `read_clip`."""
     video = plan.video
-    sheet = _Sheet(plan, place_picture(video.height, video.width, size, fit, align), coded)
+    sheet = _Sheet(plan, place_picture(video.height, video.width, size, fit), coded)
     if plan.pts:
         _decode_by_seeking(plan, sheet, num_threads)
         if sheet.missing:
             logger.info("%s: %d frames did not arrive after seeking, decoding in order", video.path, sheet.missing)
             repeat_short = len(plan.frame_indices) > video.num_frames
             in_order = plan_in_order(video.path, len(plan.frame_indices), repeat_short)
-            return decode_clip(in_order, size, fit, align=align, coded=coded)
+            return decode_clip(in_order, size, fit, coded=coded)
     else:
         _decode_in_order(plan, sheet)
         if sheet.missing:
@@ -165,7 +164,6 @@ def clip_from_frames(
     *,
     size: int | tuple[int, int] = 576,
     fit: Fit = "letterbox",
-    align: int = 1,
     frame_indices: np.ndarray | None = None,
     pts_seconds: np.ndarray | None = None,
 ) -> Clip:
@@ -173,7 +171,7 @@ def clip_from_frames(
 
     Args:
         frames: `(T, H, W, 3)` uint8 RGB.
-        size, fit, align: as in `decode_clip`.
+        size, fit: as in `decode_clip`.
         frame_indices: `(T,)` source frame numbers, 0…T−1 if not given.
         pts_seconds: `(T,)` presentation times, equal to `frame_indices` if not given.
 
@@ -184,7 +182,7 @@ def clip_from_frames(
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(f"frames must be (T, H, W, 3) uint8 and not empty, got {frames.shape} {frames.dtype}")
     count, height, width = frames.shape[:3]
-    placement = place_picture(height, width, size, fit, align)
+    placement = place_picture(height, width, size, fit)
     indices = np.arange(count) if frame_indices is None else np.asarray(frame_indices)
     seconds = indices if pts_seconds is None else np.asarray(pts_seconds)
     if not len(indices) == len(seconds) == count:

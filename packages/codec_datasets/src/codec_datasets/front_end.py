@@ -64,7 +64,7 @@ class Selection:
 
     def save_npz(self, path: str | Path) -> None:
         """Write the arrays to one `.npz` file: `patches`, `patch_positions`, `frame_indices`, `pts_seconds`, `valid`
-        `(grid_h, grid_w)`, and `placement`, `video` and `config` as JSON. The file appears whole or not at all."""
+        and `content` `(grid_h, grid_w)`, and `placement`, `video` and `config` as JSON. The file appears whole or not at all."""
 
         target = Path(path)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
@@ -76,6 +76,7 @@ class Selection:
                     patch_positions=self.patch_positions,
                     frame_indices=self.frame_indices,
                     pts_seconds=self.pts_seconds,
+                    content=self.grid.content,
                     valid=self.grid.valid,
                     **{name: json.dumps(asdict(getattr(self, name))) for name in _RECORDS},
                 )
@@ -91,16 +92,18 @@ def load_npz(path: str | Path) -> Selection:
         ValueError: if arrays are missing.
     """
     with np.load(path) as stored:
-        missing = {"patches", "patch_positions", "frame_indices", "pts_seconds", "valid", *_RECORDS} - set(stored)
+        missing = {"patches", "patch_positions", "frame_indices", "pts_seconds", "content", "valid", *_RECORDS} - set(
+            stored
+        )
         if missing:
             raise ValueError(f"{path}: not a stored selection, {', '.join(sorted(missing))} missing")
-        valid, patches = stored["valid"], stored["patches"]
+        content, patches = stored["content"], stored["patches"]
         return Selection(
             patches,
             stored["patch_positions"],
             stored["frame_indices"],
             stored["pts_seconds"],
-            PatchGrid(len(stored["frame_indices"]), *valid.shape, patches.shape[1], valid),
+            PatchGrid(len(stored["frame_indices"]), *content.shape, patches.shape[1], content, stored["valid"]),
             **{name: record(**json.loads(str(stored[name]))) for name, record in _RECORDS.items()},
         )
 
@@ -155,9 +158,9 @@ def select_video(
     )
     make_grid(1, place_picture(*frame_size(size), size, fit), patch_size)  # refuses indivisible sizes
     plan = plan_clip(path, num_frames, repeat_short=policy == "energy")
-    placement = place_picture(plan.video.height, plan.video.width, size, fit, config.alignment)
+    placement = place_picture(plan.video.height, plan.video.width, size, fit)
     _require_budget(plan.video, make_grid(len(plan.frame_indices), placement, patch_size), config)
-    clip = decode_clip(plan, size, fit, align=config.alignment, coded=policy == "energy", num_threads=num_threads)
+    clip = decode_clip(plan, size, fit, coded=policy == "energy", num_threads=num_threads)
     return select_clip(clip, config)
 
 
@@ -165,7 +168,7 @@ def select_clip(clip: Clip, config: SelectionConfig) -> Selection:
     """The same for frames that are already read.
 
     Args:
-        clip: read with `coded=True` for `energy`; with `align=config.alignment` if blocks are to start on picture.
+        clip: read with `coded=True` for `energy`.
         config: policy, budget and the other choices.
 
     Raises:

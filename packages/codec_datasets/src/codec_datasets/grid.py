@@ -54,7 +54,7 @@ def frame_size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def place_picture(
-    source_height: int, source_width: int, size: int | tuple[int, int], fit: Fit = "letterbox", align: int = 1
+    source_height: int, source_width: int, size: int | tuple[int, int], fit: Fit = "letterbox"
 ) -> Placement:
     """Fit a picture into a frame.
 
@@ -64,8 +64,6 @@ def place_picture(
     Args:
         source_height, source_width: display orientation, after rotation.
         size: frame size, one number or `(height, width)`.
-        align: letterbox offsets are rounded down to a multiple of this many pixels, so that merged patch blocks
-            start on picture content.
 
     Raises:
         ValueError: on an unknown fit or an empty size.
@@ -82,7 +80,7 @@ def place_picture(
         resized_height, resized_width = max(resized_height, height), max(resized_width, width)
         crop_top, crop_left = (resized_height - height) // 2, (resized_width - width) // 2
         return Placement(height, width, resized_height, resized_width, crop_top, crop_left, 0, 0, height, width)
-    top, left = (height - resized_height) // 2 // align * align, (width - resized_width) // 2 // align * align
+    top, left = (height - resized_height) // 2, (width - resized_width) // 2
     return Placement(height, width, resized_height, resized_width, 0, 0, top, left, resized_height, resized_width)
 
 
@@ -94,28 +92,26 @@ class PatchGrid:
         num_frames: T, slots of the clip.
         grid_h, grid_w: rows and columns of patches.
         patch_size: P, pixels.
-        valid: `(grid_h, grid_w)` bool, patches that lie fully inside the picture; the others are padding.
+        content: `(grid_h, grid_w)` bool, patches that show any of the picture; the others are padding.
+        valid: `(grid_h, grid_w)` bool, patches that lie fully inside the picture, as the published rule asks.
     """
 
     num_frames: int
     grid_h: int
     grid_w: int
     patch_size: int
+    content: np.ndarray = field(repr=False)
     valid: np.ndarray = field(repr=False)
 
     def __post_init__(self) -> None:
-        if self.valid.shape != (self.grid_h, self.grid_w):
-            raise ValueError(f"valid must be {(self.grid_h, self.grid_w)}, got {self.valid.shape}")
+        for name, mask in (("content", self.content), ("valid", self.valid)):
+            if mask.shape != (self.grid_h, self.grid_w):
+                raise ValueError(f"{name} must be {(self.grid_h, self.grid_w)}, got {mask.shape}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """`(num_frames, grid_h, grid_w)`."""
         return self.num_frames, self.grid_h, self.grid_w
-
-    @property
-    def num_valid(self) -> int:
-        """Patches inside the picture, per frame."""
-        return int(self.valid.sum())
 
 
 def make_grid(num_frames: int, placement: Placement, patch_size: int) -> PatchGrid:
@@ -124,24 +120,33 @@ def make_grid(num_frames: int, placement: Placement, patch_size: int) -> PatchGr
     Raises:
         ValueError: if the frame is not divisible by `patch_size`.
     """
-    if patch_size < 1 or placement.height % patch_size or placement.width % patch_size:
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be at least 1, got {patch_size}")
+    if placement.height % patch_size or placement.width % patch_size:
+        nearest = [max(1, round(side / patch_size)) * patch_size for side in (placement.height, placement.width)]
         raise ValueError(
             f"size {placement.height}x{placement.width} is not divisible by patch_size {patch_size}; "
-            f"use multiples of it, e.g. {max(1, placement.height // max(patch_size, 1)) * max(patch_size, 1)}"
+            f"the nearest that is: {nearest[0]}x{nearest[1]}"
         )
-    rows = np.arange(0, placement.height, patch_size)
-    columns = np.arange(0, placement.width, patch_size)
-    valid_rows = (rows >= placement.top) & (rows + patch_size <= placement.top + placement.content_height)
-    valid_columns = (columns >= placement.left) & (columns + patch_size <= placement.left + placement.content_width)
-    return PatchGrid(num_frames, len(rows), len(columns), patch_size, valid_rows[:, None] & valid_columns[None])
+    rows = _inside(placement.height, patch_size, placement.top, placement.content_height)
+    columns = _inside(placement.width, patch_size, placement.left, placement.content_width)
+    content, valid = (row[:, None] & column[None] for row, column in zip(rows, columns))
+    return PatchGrid(num_frames, *content.shape, patch_size, content, valid)
 
 
-def valid_blocks(grid: PatchGrid, block: int) -> np.ndarray:
-    """`(grid_h // block, grid_w // block)` bool: blocks of `block` x `block` patches without padding.
+def _inside(length: int, patch_size: int, start: int, extent: int) -> tuple[np.ndarray, np.ndarray]:
+    """Along one axis: which patches overlap the picture, and which lie fully inside it."""
+    low = np.arange(0, length, patch_size)
+    high = low + patch_size
+    return (high > start) & (low < start + extent), (low >= start) & (high <= start + extent)
+
+
+def content_blocks(grid: PatchGrid, block: int) -> np.ndarray:
+    """`(grid_h // block, grid_w // block)` bool: blocks of `block` x `block` patches that show any of the picture.
 
     Raises:
         ValueError: if the grid is not divisible by `block`.
     """
     if grid.grid_h % block or grid.grid_w % block:
         raise ValueError(f"a grid of {grid.grid_h}x{grid.grid_w} patches can't be cut into {block}x{block} blocks")
-    return grid.valid.reshape(grid.grid_h // block, block, grid.grid_w // block, block).all((1, 3))
+    return grid.content.reshape(grid.grid_h // block, block, grid.grid_w // block, block).any((1, 3))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much of a clip its kept patches still show: hold and coverage.
 
-Both are proxies (accuracy at equal tokens decides), both count all T frames and all locations of the square, padding
-with error 0. Hold asks whether the timeline can be read back from the patches, coverage whether everything was seen.
+Both are proxies (accuracy at equal tokens decides), both count all T frames and all locations of the square. Hold asks whether the timeline can be read back from the patches, coverage whether everything was seen.
 """
 
 import numpy as np
@@ -47,7 +46,7 @@ def coverage_psnr(frames: np.ndarray, grid: PatchGrid, patch_positions: np.ndarr
 
 
 def _kept_units(frames: np.ndarray, grid: PatchGrid, patch_positions: np.ndarray) -> tuple[np.ndarray, PatchDistances]:
-    """`(T, L)` bool over the patches inside the picture, and their distances."""
+    """`(T, L)` bool over all locations, and the distances between their patches."""
     positions = np.asarray(patch_positions)
     if frames.shape[:3] != (grid.num_frames, grid.grid_h * grid.patch_size, grid.grid_w * grid.patch_size):
         raise ValueError(f"frames {frames.shape} do not match a grid of {grid.shape} patches of {grid.patch_size} px")
@@ -57,14 +56,8 @@ def _kept_units(frames: np.ndarray, grid: PatchGrid, patch_positions: np.ndarray
         raise ValueError(f"patch_positions must lie in {grid.shape}, got {positions.min(0)}..{positions.max(0)}")
     lattice = np.zeros(grid.shape, bool)
     lattice[tuple(positions.T)] = True
-    rows, columns = (np.flatnonzero(grid.valid.any(axis)) for axis in (1, 0))
-    if not len(rows):
-        raise ValueError("the grid has no patch inside the picture")
-    rows, columns = (slice(int(at[0]), int(at[-1]) + 1) for at in (rows, columns))
-    return (
-        lattice[:, rows, columns].reshape(grid.num_frames, -1),
-        patch_distances(frames, grid.patch_size, rows, columns),
-    )
+    everywhere = slice(0, grid.grid_h), slice(0, grid.grid_w)
+    return lattice.reshape(grid.num_frames, -1), patch_distances(frames, grid.patch_size, *everywhere)
 
 
 def _psnr(total_squared_error: int, frames: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from .distances import PatchDistances, patch_distances
-from .grid import PatchGrid, valid_blocks
+from .grid import PatchGrid, content_blocks
 
 Policy = Literal["replenish", "rate_distortion", "coverage", "energy", "uniform", "random"]
 FirstFrame = Literal["full", "selected"]
@@ -38,10 +38,12 @@ class SelectionConfig:
         policy: name in `POLICIES`.
         block: 2 keeps whole 2 x 2 blocks, for models that merge them.
         first_frame: `full` keeps all of slot 0 (its padding too with `padding="zero"`); `uniform` goes without.
-        padding: `exclude` never keeps letterbox patches; `zero` treats them as black picture (the published layout).
+        padding: `exclude` never keeps a patch that shows only letterbox; `zero` treats letterbox as black picture (the
+            published layout).
         motion_weight: error counts up to `1 + motion_weight` times where things move.
-        stop_below_error: root mean square error in grey levels; fewer patches than the budget are kept once all that
-            is missing errs less. This and `motion_weight` belong to replenish, rate_distortion and coverage.
+        stop_below_error: root mean square error of a patch in grey levels; patches that would mend less are not kept,
+            so that fewer than the budget may come back. This and `motion_weight` belong to replenish,
+            rate_distortion and coverage.
         seed: of `random`.
         allow_fewer: a clip with fewer patches than the budget keeps all of them instead of being refused.
 
@@ -74,11 +76,9 @@ class SelectionConfig:
         if self.num_patches % self.block**2:
             raise ValueError(f"num_patches={self.num_patches} is no multiple of 4, as block=2 needs")
         weighs_error = self.policy in ("replenish", "rate_distortion", "coverage")
-        for name in ("motion_weight", "stop_below_error"):
-            if getattr(self, name) < 0 or (getattr(self, name) and not weighs_error):
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is not possible with policy {self.policy!r}; leave it 0"
-                )
+        for name, value in (("motion_weight", self.motion_weight), ("stop_below_error", self.stop_below_error)):
+            if not 0 <= value < float("inf") or (value and not weighs_error):
+                raise ValueError(f"{name}={value} is not possible with policy {self.policy!r}; leave it 0")
 
     @property
     def keeps_first(self) -> bool:
@@ -89,11 +89,6 @@ class SelectionConfig:
     def unit(self) -> int:
         """Side in pixels of what is kept or dropped as a whole."""
         return self.patch_size * self.block
-
-    @property
-    def alignment(self) -> int:
-        """Pixels that letterbox offsets are multiples of: blocks start on picture, patches are centred as published."""
-        return self.unit if self.block > 1 else 1
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ def select_patches(
     rows, columns = (_extent(is_selectable.any(axis)) for axis in (1, 0))
     scores = None
     if patch_scores is not None:
-        scores = _unit_scores(patch_scores, grid, block)[:, rows, columns].reshape(len(frames), -1)
+        scores = _unit_scores(patch_scores, grid, config)[:, rows, columns].reshape(len(frames), -1)
     kept = POLICIES[config.policy](Candidates(frames, rows, columns, config, scores), budget // block**2)
     lattice = np.zeros((len(frames), *is_selectable.shape), bool)
     lattice[:, rows, columns] = kept.reshape(len(frames), rows.stop - rows.start, -1)
@@ -207,20 +202,23 @@ def fit_budget(grid: PatchGrid, config: SelectionConfig) -> int:
 
 def _selectable_units(grid: PatchGrid, config: SelectionConfig) -> np.ndarray:
     """`(grid_h // block, grid_w // block)` bool: always a rectangle."""
-    inside = valid_blocks(grid, config.block)
-    return inside if config.padding == "exclude" else np.ones_like(inside)
+    shows_picture = content_blocks(grid, config.block)
+    return shows_picture if config.padding == "exclude" else np.ones_like(shows_picture)
 
 
 def _extent(used: np.ndarray) -> slice:
-    """The range of rows or columns in use; valid patches always form a rectangle."""
+    """The range of rows or columns in use; the picture is always a rectangle."""
     at = np.flatnonzero(used)
     return slice(int(at[0]), int(at[-1]) + 1)
 
 
-def _unit_scores(patch_scores: np.ndarray, grid: PatchGrid, block: int) -> np.ndarray:
-    """`(T, grid_h // block, grid_w // block)` float64: padding marked, then summed over each block."""
-    marked = np.where(grid.valid, patch_scores.astype(np.float64), _PADDING_SCORE)
-    return marked.reshape(len(marked), grid.grid_h // block, block, grid.grid_w // block, block).sum((2, 4))
+def _unit_scores(patch_scores: np.ndarray, grid: PatchGrid, config: SelectionConfig) -> np.ndarray:
+    """`(T, grid_h // block, grid_w // block)` float64: summed over each block; as published, a patch that is not fully
+    inside the picture ranks last where padding counts as picture."""
+    scores, block = patch_scores.astype(np.float64), config.block
+    if config.padding == "zero":
+        scores = np.where(grid.valid, scores, _PADDING_SCORE)
+    return scores.reshape(len(scores), grid.grid_h // block, block, grid.grid_w // block, block).sum((2, 4))
 
 
 def replenish(candidates: Candidates, budget: int) -> np.ndarray:
@@ -258,11 +256,13 @@ def _search_price(count_at: Callable[[float], int], budget: int, low: float, hig
 
     Bracketed search on logarithms: secant steps, every third one a halving so that the bracket always shrinks.
     """
+    count_low, count_high = count_at(low), 0
+    if count_low <= budget:
+        return low
     low, high = np.log(low), np.log(high)
-    count_low = count_high = 0
     for step in range(_MOST_STEPS):
         share = 0.5
-        if count_low and count_high and step % 3 != 2:
+        if count_high and step % 3 != 2:
             share = np.clip(np.log(count_low / budget) / np.log(count_low / count_high), 0.02, 0.98)
         price = low + share * (high - low)
         count = count_at(float(np.exp(price)))

@@ -88,10 +88,11 @@ class OneVisionEncoderImageProcessorKwargs(ImagesKwargs, total=False):
 class OneVisionEncoderImageProcessor(PilBackend):
     """Images to `pixel_values`; works on Pillow and numpy alone.
 
-    `layout="image"` is the published preprocessing: shortest edge to 448, bicubic, centre crop 448 x 448, CLIP mean and
-    standard deviation; it returns `pixel_values` `(B, 3, 448, 448)`. `layout="patches"` keeps each image's resolution,
-    resized to the nearest whole number of patches, and returns `pixel_values` `(num_images, max_patches, 3 * P * P)`
-    with `image_position_ids` `(num_images, max_patches, 3)`; `size` and cropping do not apply there.
+    `layout="image"` is the published preprocessing: shortest edge to 448, bicubic, centre crop 448 x 448, CLIP mean
+    and standard deviation; it returns `pixel_values` `(B, 3, 448, 448)`. `layout="patches"` keeps each image's
+    resolution, resized to the nearest whole number of patches, and returns `pixel_values`
+    `(num_images, max_patches, 3 * P * P)` with `image_position_ids` `(num_images, max_patches, 3)`; `size` and
+    cropping do not apply there.
     """
 
     valid_kwargs = OneVisionEncoderImageProcessorKwargs

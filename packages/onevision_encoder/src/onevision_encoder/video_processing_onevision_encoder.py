@@ -228,7 +228,7 @@ def to_frames(frames: Any) -> np.ndarray:
 
 
 def fit_frames(frames: np.ndarray, size: int, fit: str) -> np.ndarray:
-    """Bring frames `(T, H, W, 3)` to `(T, size, size, 3)`, bicubic: `"resize"` stretches, `"crop"` keeps the centre."""
+    """Bring frames `(T, H, W, 3)` to `(T, size, size, 3)`; `"resize"` stretches, `"crop"` keeps the centre."""
     height, width = frames.shape[1:3]
     if (height, width) == (size, size):
         return frames
@@ -279,7 +279,8 @@ class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
 
         Args:
             videos: a path or URL; decoded frames `(T, H, W, 3)` uint8 as array, tensor or list of images; or a list
-                of these. Of decoded frames `num_frames` are sampled if there are more, unless `do_sample_frames=False`.
+                of these. Decoded frames are sampled too if there are more than `num_frames`, unless
+                `do_sample_frames=False`.
             **kwargs: see `OneVisionEncoderVideoProcessorKwargs`; `return_metadata=True` adds `video_metadata`, a
                 `ClipMetadata` per video; `return_tensors="pt"` gives tensors, default numpy arrays.
 
