@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cost of `select_video` against plainly decoding the frames it needs, and of the selection step alone.
 
-CPU seconds of one core, best of `--runs`. "Plain" seeks to the key frame before each group of sampled frames and decodes
-every picture up to the last one of the group, without converting any of them: the least a frame reader has to do.
+CPU seconds of one core, best of `--runs`. "Plain" seeks to the key frame before each group of sampled frames and
+decodes every picture up to the last one of the group, without converting any: the least a frame reader has to do.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def bench_selection_step(runs: int) -> None:
             if len(clip.frames) < 64:
                 continue
             grid = cd.make_grid(64, clip.placement, 16)
-            row = [path.name, fit, str(grid.num_valid)]
+            row = [path.name, fit, str(int(grid.content.sum()))]
             for policy in ("replenish", "rate_distortion", "coverage"):
                 config = cd.SelectionConfig(policy=policy)
                 seconds = cpu_seconds(lambda: cd.select_patches(clip.frames, grid, config), runs)  # noqa: B023

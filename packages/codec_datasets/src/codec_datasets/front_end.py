@@ -63,9 +63,8 @@ class Selection:
         return np.bincount(self.patch_positions[:, 0], minlength=self.grid.num_frames)
 
     def save_npz(self, path: str | Path) -> None:
-        """Write the arrays to one `.npz` file: `patches`, `patch_positions`, `frame_indices`, `pts_seconds`, `valid`
-        and `content` `(grid_h, grid_w)`, and `placement`, `video` and `config` as JSON. The file appears whole or not at all."""
-
+        """Write one `.npz` file, whole or not at all: `patches`, `patch_positions`, `frame_indices`, `pts_seconds`,
+        `content` and `valid` `(grid_h, grid_w)`, and `placement`, `video` and `config` as JSON."""
         target = Path(path)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         try:
@@ -92,9 +91,8 @@ def load_npz(path: str | Path) -> Selection:
         ValueError: if arrays are missing.
     """
     with np.load(path) as stored:
-        missing = {"patches", "patch_positions", "frame_indices", "pts_seconds", "content", "valid", *_RECORDS} - set(
-            stored
-        )
+        arrays = {"patches", "patch_positions", "frame_indices", "pts_seconds", "content", "valid"}
+        missing = arrays.union(_RECORDS) - set(stored)
         if missing:
             raise ValueError(f"{path}: not a stored selection, {', '.join(sorted(missing))} missing")
         content, patches = stored["content"], stored["patches"]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much of a clip its kept patches still show: hold and coverage.
 
-Both are proxies (accuracy at equal tokens decides), both count all T frames and all locations of the square. Hold asks whether the timeline can be read back from the patches, coverage whether everything was seen.
+Both are proxies (accuracy at equal tokens decides), and both count all T frames and all locations of the square. Hold
+asks whether the timeline can be read back from the patches, coverage whether everything was seen.
 """
 
 import numpy as np
