@@ -108,8 +108,9 @@ def motion_vector_grid(records: np.ndarray | None, height: int, width: int) -> t
     vectors, covered = np.zeros((rows, columns, 4), np.int16), np.zeros((rows, columns), bool)
     if records is None or not len(records):
         return vectors, covered
-    for block_w, block_h in {(int(w), int(h)) for w, h in zip(records["w"], records["h"])}:
-        block = records[(records["w"] == block_w) & (records["h"] == block_h)]
+    shapes = records["w"].astype(np.int32) << 16 | records["h"]
+    for shape in np.unique(shapes):
+        block, block_w, block_h = records[shapes == shape], int(shape) >> 16, int(shape) & 0xFFFF
         x = (block["dst_x"].astype(np.int32) - block_w // 2) // CELL
         y = (block["dst_y"].astype(np.int32) - block_h // 2) // CELL
         channel = np.where(block["source"] <= 0, 0, 2)
@@ -195,9 +196,11 @@ def _distance_to_background(picture: np.ndarray, stride: int) -> np.ndarray:
     Mid-grey, unless weighted prediction has scaled it: the frequent levels of flat 4 x 4 blocks tell.
     """
     height, width = (side // CELL * CELL for side in picture.shape)
-    blocks = picture[:height, :width].reshape(height // CELL, CELL, width // CELL, CELL)[::2]
-    low, high = blocks.min((1, 3)), blocks.max((1, 3))
-    counts = np.bincount(low[low == high], minlength=256)
+    quads = np.ascontiguousarray(picture[:height, :width]).view(np.uint32)  # (H, W / 4): four pixels at a time
+    is_flat = quads[::CELL] % 0x01010101 == 0
+    for row in range(1, CELL):
+        is_flat &= quads[::CELL] == quads[row::CELL]
+    counts = np.bincount(quads[::CELL][is_flat] & 0xFF, minlength=256)
     near = np.arange(128 - _BACKGROUND_RANGE, 128 + _BACKGROUND_RANGE + 1)
     total = counts[near].sum()
     levels = near[counts[near] >= max(_FREQUENT * total, 1)] if total else [128]

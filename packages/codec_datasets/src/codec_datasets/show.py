@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Clip, Selection -> pictures`: what was kept, and when.
+
+Pillow and numpy only. Text uses Pillow's built-in font, which knows ASCII: other letters lose their accents or become
+question marks.
+"""
+
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .clip import Clip
+from .front_end import Selection
+from .measures import coverage_psnr, hold_psnr
+
+__all__ = ["draw_selection", "draw_stages", "frame_milliseconds", "save_picture"]
+
+PAPER, INK, MUTED, LINE = (255, 255, 255), (33, 37, 41), (108, 117, 125), (222, 226, 230)
+BLUE, ORANGE = (0, 114, 178), (213, 94, 0)  # of the Okabe-Ito colours, told apart with any colour vision
+_HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)
+_MOST_TILES = 12
+_SHEET_WIDTH = 1280
+_MARGIN = 24
+_GAP = 10
+_LONGEST_NAME = 44
+_LONGEST_ANIMATION_SECONDS = 12.0
+_STILL_FORMATS = {".png": "PNG"}
+_ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
+
+
+def draw_selection(clip: Clip, selection: Selection) -> Image.Image:
+    """Draw one picture: kept patches over the frames, patches per moment, and a caption.
+
+    Dropped patches are pale and grey, kept ones in full colour. A sheet shows at most 12 frames, evenly spaced.
+
+    Args:
+        clip: the frames that the selection was made from.
+        selection: of this clip.
+
+    Returns:
+        RGB picture, 1280 px wide.
+
+    Raises:
+        ValueError: if the selection belongs to other frames.
+    """
+    _require_same_frames(clip, selection)
+    slots = np.unique(np.linspace(0, len(clip.frames) - 1, _MOST_TILES).round().astype(int))
+    parts = [_caption(clip, selection), _contact_sheet(clip, selection, slots), _timeline(selection, slots)]
+    picture = Image.new("RGB", (_SHEET_WIDTH, sum(part.height for part in parts) + _MARGIN), PAPER)
+    top = 0
+    for part in parts:
+        picture.paste(part, (0, top))
+        top += part.height
+    return picture
+
+
+def draw_stages(clip: Clip, selection: Selection) -> list[Image.Image]:
+    """Draw one picture per sampled frame with four panels: original, uniform, saliency, kept patches.
+
+    `uniform` holds the whole frames that the same budget buys. `saliency` is, per patch, the root mean square error of
+    what the patches kept so far show at its place; places where nothing was kept yet count as fully wrong.
+
+    Args:
+        clip: the frames that the selection was made from.
+        selection: of this clip.
+
+    Returns:
+        T RGB pictures of one size, for `save_picture`.
+
+    Raises:
+        ValueError: if the selection belongs to other frames.
+    """
+    _require_same_frames(clip, selection)
+    grid, uniform = selection.grid, _uniform_slots(selection)
+    kept = _lattice(grid.shape, selection.patch_positions)
+    errors = np.stack(list(_errors_so_far(clip.frames, kept, grid.patch_size)))
+    seen = errors[np.isfinite(errors) & grid.content]
+    full_heat = max(float(np.percentile(seen, 99)) if seen.size else 0.0, 8.0)  # below 8 grey levels nothing is hot
+    titles = (
+        f"original: {_count(len(clip.frames), 'frame')}",
+        f"uniform: {_count(len(uniform), 'whole frame')}",
+        "saliency: error so far",
+        f"kept: {_thousands(len(selection.patches))} patches",
+    )
+    board = _Board(clip, selection, titles)
+    pictures = []
+    for t, frame in enumerate(clip.frames):
+        last_whole = clip.frames[uniform[uniform <= t][-1]]
+        pictures.append(
+            board.draw(t, (frame, last_whole, _heat(frame, errors[t] / full_heat), _dimmed(frame, kept[t])))
+        )
+    return pictures
+
+
+def frame_milliseconds(pts_seconds: np.ndarray) -> int:
+    """Display time of each frame of an animation: real time for short clips, at most 12 s in all, 60 to 400 ms."""
+    span = min(float(pts_seconds[-1] - pts_seconds[0]), _LONGEST_ANIMATION_SECONDS)
+    return int(np.clip(1000 * span / max(len(pts_seconds) - 1, 1), 60, 400)) // 10 * 10  # GIF counts in 10 ms
+
+
+def save_picture(picture: Image.Image | Sequence[Image.Image], path: str | Path, milliseconds: int = 150) -> None:
+    """Write one picture (`.png`) or an animation (`.gif`, `.webp`). The file appears whole or not at all.
+
+    Args:
+        picture: one picture, or the frames of an animation.
+        path: the suffix chooses the format.
+        milliseconds: display time of each frame.
+
+    Raises:
+        ValueError: if the suffix does not fit the picture.
+        OSError: if the file can't be written.
+    """
+    target, is_still = Path(path), isinstance(picture, Image.Image)
+    formats = _STILL_FORMATS if is_still else _ANIMATED_FORMATS
+    if target.suffix.lower() not in formats:
+        kind = "a still picture" if is_still else "an animation"
+        raise ValueError(f"{target.name}: {kind} needs a name that ends in {' or '.join(formats)}")
+    kind = formats[target.suffix.lower()]
+    options: dict = {"optimize": True} if is_still else {"save_all": True, "duration": milliseconds, "loop": 0}
+    frames = [picture] if is_still else list(picture)
+    if kind == "GIF":
+        frames = _with_one_palette(frames)
+    if kind == "WEBP":
+        options |= {"quality": 75, "method": 4}
+    if not is_still:
+        options["append_images"] = frames[1:]
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            frames[0].save(file, format=kind, **options)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _with_one_palette(frames: list[Image.Image]) -> list[Image.Image]:
+    """Reduce all frames to the same colours without dithering, so that what stands still costs nothing."""
+    samples = frames[:: max(1, len(frames) // 16)]
+    montage = np.concatenate([np.asarray(frame)[::2, ::2] for frame in samples])
+    palette = Image.fromarray(montage).quantize(255, Image.Quantize.MEDIANCUT)  # one of 256 is left for "unchanged"
+    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+
+
+def _require_same_frames(clip: Clip, selection: Selection) -> None:
+    if not np.array_equal(clip.frame_indices, selection.frame_indices) or clip.placement != selection.placement:
+        raise ValueError(
+            f"the selection was made from other frames: {len(selection.frame_indices)} slots of "
+            f"{selection.video.path}, got a clip of {len(clip.frames)} frames of {clip.video.path}"
+        )
+
+
+def _lattice(shape: tuple[int, int, int], positions: np.ndarray) -> np.ndarray:
+    """`(T, grid_h, grid_w)` bool: True where a patch is kept."""
+    kept = np.zeros(shape, bool)
+    kept[tuple(positions.T)] = True
+    return kept
+
+
+def _uniform_slots(selection: Selection) -> np.ndarray:
+    """Slots of the whole frames, evenly spaced, that the same number of patches buys; one at least."""
+    grid = selection.grid
+    per_frame = grid.content.size if selection.config.padding == "zero" else int(grid.content.sum())
+    whole = max(len(selection.patches) // per_frame, 1)
+    return np.linspace(0, grid.num_frames - 1, min(whole, grid.num_frames)).astype(int)
+
+
+def _errors_so_far(frames: np.ndarray, kept: np.ndarray, patch_size: int) -> Iterator[np.ndarray]:
+    """For each slot `(grid_h, grid_w)` float32: root mean square error, in grey levels, of what the patches kept
+    before it show; infinite where nothing was kept yet."""
+    _, grid_h, grid_w = kept.shape
+    held, seen = np.zeros_like(frames[0]), np.zeros((grid_h, grid_w), bool)
+    for frame, here in zip(frames, kept):
+        squared = np.square(frame.astype(np.float32) - held)
+        # (grid_h, P, grid_w, P, 3) -> (grid_h, grid_w)
+        error = np.sqrt(squared.reshape(grid_h, patch_size, grid_w, patch_size, 3).mean((1, 3, 4)))
+        yield np.where(seen, error, np.inf)
+        pixels = here.repeat(patch_size, 0).repeat(patch_size, 1)
+        held[pixels] = frame[pixels]
+        seen |= here
+
+
+def _dimmed(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """`(H, W, 3)` uint8: kept patches as they are, the others pale grey."""
+    luma = frame @ np.array([0.299, 0.587, 0.114], np.float32)
+    pale = (0.22 * luma + 0.78 * 240).astype(np.uint8)[..., None]
+    patch_size = len(frame) // len(kept)
+    return np.where(kept.repeat(patch_size, 0).repeat(patch_size, 1)[..., None], frame, pale)
+
+
+def _heat(frame: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """`(H, W, 3)` uint8: patches from dark to bright yellow by `share` `(grid_h, grid_w)`, over the faint frame."""
+    at = np.clip(share, 0, 1) * (len(_HEAT) - 1)
+    low = np.minimum(at.astype(int), len(_HEAT) - 2)
+    colour = _HEAT[low] + (at - low)[..., None] * (_HEAT[low + 1] - _HEAT[low])
+    patch_size = len(frame) // len(share)
+    colour = colour.repeat(patch_size, 0).repeat(patch_size, 1)
+    luma = frame @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.clip(colour * 0.85 + 0.2 * luma[..., None], 0, 255).astype(np.uint8)
+
+
+def _panel(pixels: np.ndarray, content: tuple[slice, slice], width: int) -> Image.Image:
+    """Crop to the picture and scale to a width."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels[content]))
+    height = max(1, round(picture.height * width / picture.width))
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _contact_sheet(clip: Clip, selection: Selection, slots: np.ndarray) -> Image.Image:
+    """Frames with their kept patches in colour, a line of text under each."""
+    content = clip.placement.content
+    height, width = (part.stop - part.start for part in content)
+    columns = min(len(slots), 4 if width > 1.2 * height else 6)
+    columns = -(-len(slots) // -(-len(slots) // columns))  # rows as even as possible
+    tile_width = (_SHEET_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) // columns
+    tile_width = min(tile_width, round(400 * width / height))
+    kept = _lattice(selection.grid.shape, selection.patch_positions)
+    tiles = [_panel(_dimmed(clip.frames[t], kept[t]), content, tile_width) for t in slots]
+    row_height = tiles[0].height + 36
+    sheet = Image.new("RGB", (_SHEET_WIDTH, -(-len(tiles) // columns) * row_height + 8), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, (t, tile) in enumerate(zip(slots, tiles)):
+        left, top = _MARGIN + number % columns * (tile_width + _GAP), number // columns * row_height
+        sheet.paste(tile, (left, top))
+        draw.rectangle((left - 1, top - 1, left + tile.width, top + tile.height), outline=LINE)
+        _write(draw, (left, top + tile.height + 4), f"{clip.pts_seconds[t]:.1f} s", 18, INK)
+        place = (left + tile.width, top + tile.height + 4)
+        _write(draw, place, _count(int(kept[t].sum()), "patch", "patches"), 18, MUTED, "ra")
+    return sheet
+
+
+def _caption(clip: Clip, selection: Selection) -> Image.Image:
+    """Two lines: the file; what was kept and how much of the clip it shows."""
+    grid, config = selection.grid, selection.config
+    hold = hold_psnr(clip.frames, grid, selection.patch_positions)
+    coverage = coverage_psnr(clip.frames, grid, selection.patch_positions)
+    total = len(clip.frames) * int(grid.content.sum())
+    facts = (
+        f"{config.policy}: {_thousands(len(selection.patches))} of {_thousands(total)} patches "
+        f"({len(selection.patches) / total:.0%}) of {_count(len(clip.frames), 'frame')}  ·  "
+        f"hold {hold:.1f} dB  ·  coverage {coverage:.1f} dB"
+    )
+    strip = Image.new("RGB", (_SHEET_WIDTH, 104), PAPER)
+    draw = ImageDraw.Draw(strip)
+    _write(draw, (_MARGIN, 18), short_name(selection.video.path), 28, INK)
+    _write(draw, (_MARGIN, 58), facts, 22, MUTED)
+    return strip
+
+
+def _timeline(selection: Selection, slots: np.ndarray) -> Image.Image:
+    """Bars of kept patches over time; a first frame that would crush the others is cut off and labelled."""
+    height, left, bottom = 300, 96, 236
+    strip = Image.new("RGB", (_SHEET_WIDTH, height), PAPER)
+    draw = ImageDraw.Draw(strip)
+    counts, seconds = selection.patches_per_frame, selection.pts_seconds
+    top_value = _axis_top(counts)
+    _write(draw, (_MARGIN, 8), "kept patches per frame", 20, INK)
+    for value in _ticks(0, top_value, 4):
+        y = bottom - round(value / top_value * (bottom - 60))
+        draw.line((left, y, _SHEET_WIDTH - _MARGIN, y), fill=LINE)
+        _write(draw, (left - 10, y), _thousands(value), 18, MUTED, "rm")
+    bars = _bar_edges(seconds, left, _SHEET_WIDTH - _MARGIN)
+    _draw_bars(draw, counts, top_value, bars, (60, bottom))
+    for t in slots:  # the frames of the sheet
+        middle = sum(bars[t]) / 2
+        draw.polygon([(middle, bottom + 4), (middle - 5, bottom + 11), (middle + 5, bottom + 11)], fill=MUTED)
+    middles = [sum(bar) / 2 for bar in bars]
+    for second in _ticks(float(seconds[0]), float(seconds[-1]), 10):
+        _write(draw, (float(np.interp(second, seconds, middles)), bottom + 14), f"{second:g}", 18, MUTED, "ma")
+    _write(draw, (_SHEET_WIDTH - _MARGIN, bottom + 38), "seconds; triangles mark the frames above", 18, MUTED, "ra")
+    return strip
+
+
+def _axis_top(counts: np.ndarray) -> float:
+    """Upper end of the patch axis, so that the largest bar after the first frame is read well."""
+    rest = int(counts[1:].max(initial=0))
+    return 1.08 * (rest if 0 < rest < 0.6 * counts[0] else counts.max())
+
+
+def _draw_bars(
+    draw: ImageDraw.ImageDraw,
+    counts: np.ndarray,
+    top_value: float,
+    bars: list[tuple[float, float]],
+    span: tuple[int, int],
+) -> None:
+    """Bars between the rows `span`; one that is higher than the axis is broken near its top and says its value."""
+    top, bottom = span
+    for number, (count, (x0, x1)) in enumerate(zip(counts, bars)):
+        if not count:
+            continue
+        y = min(bottom - min(count / top_value, 1) * (bottom - top), bottom - 1)  # a pixel at least
+        colour = BLUE if count <= top_value else ORANGE
+        draw.rectangle((x0, y, max(x0, x1 - 1), bottom - 1), fill=colour)
+        if count > top_value:
+            draw.polygon([(x0 - 2, y + 24), (x1 + 1, y + 14), (x1 + 1, y + 20), (x0 - 2, y + 30)], fill=PAPER)
+            _write(draw, (x0, top - 4), f"{_thousands(int(count))} (first frame)" * (number == 0), 18, ORANGE, "ls")
+    draw.line((bars[0][0], bottom, bars[-1][1], bottom), fill=INK)
+
+
+def _bar_edges(seconds: np.ndarray, left: float, right: float) -> list[tuple[float, float]]:
+    """`(x0, x1)` of each bar: centred on its time, none wider than 60 px, at least one pixel apart."""
+    steps = np.diff(seconds)
+    least = float(steps[steps > 0].min(initial=np.inf)) if len(steps) else np.inf
+    span = float(seconds[-1] - seconds[0])
+    if not np.isfinite(least):
+        return [(left + 8, left + 68)] * len(seconds)
+    least = max(least, span / len(seconds) / 2)  # bursts of frames may overlap, bars stay visible
+    scale = (right - left) / (span + least)
+    half = min(0.42 * least * scale, 30)
+    middles = left + (seconds - seconds[0] + least / 2) * scale
+    return [(middle - half, middle + half) for middle in middles.tolist()]
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers (steps of 1, 2 or 5 times a power of ten) between two values, at most about `most`."""
+    span = max(high - low, 1e-9)
+    step = 10.0 ** np.floor(np.log10(span / most))
+    step = next(step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= most)
+    first = int(np.ceil(low / step - 1e-9))
+    return [round(number * step, 9) for number in range(first, int(np.floor(high / step + 1e-9)) + 1)]
+
+
+class _Board:
+    """The fixed parts of an animation frame, drawn once: panel titles and the timeline."""
+
+    def __init__(self, clip: Clip, selection: Selection, titles: tuple[str, ...]) -> None:
+        self._content = clip.placement.content
+        height, width = (part.stop - part.start for part in self._content)
+        columns, self._width = (2, 320) if width >= height else (4, 200)
+        self._height = round(height * self._width / width)
+        self._seconds = clip.pts_seconds
+        across = columns * (self._width + _GAP) + _GAP
+        rows = len(titles) // columns
+        self._base = Image.new("RGB", (across, rows * (self._height + 30) + 74), PAPER)
+        draw = ImageDraw.Draw(self._base)
+        self._places = []
+        for number, title in enumerate(titles):
+            left, top = _GAP + number % columns * (self._width + _GAP), 30 + number // columns * (self._height + 30)
+            _write(draw, (left, top - 6), title, 17 if columns == 2 else 15, INK, "ls")
+            self._places.append((left, top))
+        counts = selection.patches_per_frame
+        self._bars = _bar_edges(clip.pts_seconds, _GAP, across - _GAP)
+        self._span = (rows * (self._height + 30) + 14, self._base.height - 26)
+        top_value = _axis_top(counts)
+        _draw_bars(draw, np.minimum(counts, top_value), top_value, self._bars, self._span)
+        _write(draw, (_GAP, self._base.height - 22), "kept patches per frame", 15, MUTED)
+
+    def draw(self, t: int, panels: tuple[np.ndarray, ...]) -> Image.Image:
+        """One frame: the panels and a cursor on the timeline."""
+        picture = self._base.copy()
+        for place, pixels in zip(self._places, panels):
+            picture.paste(_panel(pixels, self._content, self._width).resize((self._width, self._height)), place)
+        draw = ImageDraw.Draw(picture)
+        (x0, x1), (top, bottom) = self._bars[t], self._span
+        draw.rectangle(((x0 + x1) / 2 - 1, top - 6, (x0 + x1) / 2 + 1, bottom + 3), fill=ORANGE)
+        _write(draw, (picture.width - _GAP, bottom + 4), f"{self._seconds[t]:.1f} s", 15, INK, "ra")
+        return picture
+
+
+def short_name(path: str | Path) -> str:
+    """The file's name for a caption: long ones lose their middle, letters outside ASCII their accents."""
+    plain = unicodedata.normalize("NFKD", Path(path).name)
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    plain = plain.encode("ascii", "replace").decode()
+    if len(plain) <= _LONGEST_NAME:
+        return plain
+    return f"{plain[: _LONGEST_NAME - 17]}...{plain[-14:]}"
+
+
+def _write(draw, place: tuple[float, float], text: str, size: int, colour: tuple, anchor: str = "la") -> None:
+    draw.text(place, text, fill=colour, font=ImageFont.load_default(size), anchor=anchor)
+
+
+def _thousands(number: float) -> str:
+    return f"{number:,.0f}".replace(",", " ")
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{_thousands(number)} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The video processor; reading and selecting is `codec_datasets`' work and is replaced where only the hand-over counts."""
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+from onevision_encoder import OneVisionEncoderVideoProcessor
+from onevision_encoder.inputs_onevision_encoder import patchify
+from onevision_encoder.video_processing_onevision_encoder import fit_frames, split_videos, time_slots
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replace `codec_datasets` by a module that records its calls and returns small results."""
+    recorded = []
+    video = SimpleNamespace(num_frames=90, average_fps=30.0, width=60, height=40, duration_seconds=3.0)
+
+    def clip(num_frames, size):
+        frames = np.arange(num_frames, dtype=np.uint8)[:, None, None, None] + np.zeros((1, size, size, 3), np.uint8)
+        indices = np.arange(num_frames)
+        return SimpleNamespace(frames=frames, frame_indices=indices, pts_seconds=indices / 30, video=video)
+
+    def selection(clip, patch_size, num_patches, **kwargs):
+        patches = np.full((num_patches, patch_size, patch_size, 3), 7, np.uint8)
+        positions = np.stack([np.arange(num_patches)] * 3, axis=1).astype(np.int32) % len(clip.frames)
+        return SimpleNamespace(patches=patches, patch_positions=positions, **vars(clip))
+
+    def select_video(path, **kwargs):
+        recorded.append(("select_video", path, kwargs))
+        return selection(clip(kwargs["num_frames"], 8), kwargs["patch_size"], kwargs["num_patches"])
+
+    def read_clip(path, **kwargs):
+        recorded.append(("read_clip", path, kwargs))
+        return clip(kwargs["num_frames"], kwargs["size"])
+
+    def clip_from_frames(frames, **kwargs):
+        recorded.append(("clip_from_frames", frames.shape, kwargs))
+        return clip(len(frames), kwargs["size"])
+
+    def select_clip(clip, **kwargs):
+        recorded.append(("select_clip", clip.frames.shape, kwargs))
+        return selection(clip, **{**kwargs, "num_patches": min(kwargs["num_patches"], 6)})
+
+    module = ModuleType("codec_datasets")
+    for function in (select_video, read_clip, clip_from_frames, select_clip):
+        setattr(module, function.__name__, function)
+    monkeypatch.setitem(sys.modules, "codec_datasets", module)
+    return recorded
+
+
+def test_time_slots_are_the_published_ones():
+    assert time_slots(8).tolist() == [0, 9, 18, 27, 36, 45, 54, 63]
+    assert time_slots(16).tolist() == [0, 4, 8, 12, 16, 21, 25, 29, 33, 37, 42, 46, 50, 54, 58, 63]
+    assert time_slots(1).tolist() == [0]
+    assert time_slots(100).tolist() == list(range(100))
+
+
+def test_uniform_frames_are_the_dense_input(frames, build_model):
+    processor, model = OneVisionEncoderVideoProcessor(patch_size=4), build_model()
+    found = processor(frames, num_frames=3, size=16, return_tensors="pt", return_metadata=True)
+    metadata = found.pop("video_metadata")[0]
+    assert metadata.frame_indices == [0, 5, 11]
+    assert metadata.num_patches == 48
+    pixels = torch.from_numpy(fit_frames(frames[[0, 5, 11]], 16, "crop")).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
+    dense = ((pixels - mean) / std).transpose(0, 1)[None]  # (1, 3, T, H, W)
+    torch.testing.assert_close(found.pixel_values, patchify(dense, 4), atol=1e-5, rtol=0)
+    positions = found.image_position_ids
+    assert positions[0, ::16, 0].tolist() == [0, 31, 63]
+    with torch.no_grad():
+        outputs, expected = model(**found), model(dense, patch_positions=positions)
+    torch.testing.assert_close(outputs.last_hidden_state, expected.last_hidden_state, atol=1e-4, rtol=0)
+
+
+def test_defaults_of_uniform_sampling(frames):
+    found = OneVisionEncoderVideoProcessor()(frames, return_tensors="pt")
+    assert found.pixel_values.shape == (1, 8 * 16 * 16, 588)
+    assert found.pixel_values.dtype == torch.float32
+    assert found.image_position_ids.dtype == torch.int64
+    assert OneVisionEncoderVideoProcessor()(frames)["pixel_values"].__class__ is np.ndarray
+
+
+def test_short_and_long_videos_share_a_batch(frames):
+    processor = OneVisionEncoderVideoProcessor(patch_size=4, size=8, num_frames=6)
+    found = processor([frames, frames[:2]], return_tensors="pt")
+    assert (found.image_position_ids >= 0).all(-1).sum(-1).tolist() == [24, 8]
+    assert found.image_position_ids[1, :8:4, 0].tolist() == [0, 63]
+
+
+def test_all_frames_on_request(frames):
+    processor = OneVisionEncoderVideoProcessor(patch_size=4, size=8, num_frames=2)
+    assert processor(frames, do_sample_frames=False)["pixel_values"].shape == (1, 12 * 4, 48)
+
+
+def test_crop_keeps_the_centre_and_resize_the_whole():
+    frame = np.zeros((1, 10, 30, 3), np.uint8)
+    frame[:, :, 10:20] = 200
+    assert (fit_frames(frame, 10, "crop") == 200).all()
+    assert fit_frames(frame, 10, "resize").mean() == pytest.approx(200 / 3, abs=1)
+
+
+def test_every_form_of_decoded_frames(frames):
+    images = [Image.fromarray(frame) for frame in frames]
+    tensor = torch.from_numpy(frames)
+    for video in (frames, images, list(frames), tensor, tensor.permute(0, 3, 1, 2), frames[None], [frames], [images]):
+        (found,) = split_videos(video)
+        assert np.array_equal(found, frames)
+    assert split_videos(["a.mp4", Path("b.mp4")]) == ["a.mp4", "b.mp4"]
+    assert split_videos("http://host/c.mp4") == ["http://host/c.mp4"]
+    assert len(split_videos([frames, "a.mp4", images])) == 3
+
+
+def test_codec_defaults(calls):
+    found = OneVisionEncoderVideoProcessor()("clip.mp4", sampling="codec", return_tensors="pt")
+    assert found.pixel_values.shape == (1, 10368, 588)
+    assert calls == [
+        (
+            "select_video",
+            "clip.mp4",
+            {
+                "num_frames": 64,
+                "size": 504,
+                "fit": "letterbox",
+                "patch_size": 14,
+                "num_threads": 1,
+                "num_patches": 10368,
+                "policy": "replenish",
+                "block": 1,
+                "first_frame": "full",
+                "padding": "exclude",
+                "motion_weight": 0.0,
+                "seed": 0,
+                "allow_fewer": True,
+            },
+        )
+    ]
+
+
+def test_codec_arguments_reach_the_selection(calls):
+    changed = {"num_patches": 5, "policy": "energy", "block": 2, "first_frame": "selected", "padding": "zero"}
+    changed |= {"motion_weight": 0.5, "seed": 3, "allow_fewer": False, "num_frames": 4, "size": 56, "fit": "crop"}
+    OneVisionEncoderVideoProcessor(sampling="codec")("clip.mp4", **changed)
+    assert changed.items() <= calls[0][2].items()
+
+
+def test_codec_budget_follows_size_and_frames(calls):
+    processor = OneVisionEncoderVideoProcessor(sampling="codec", size=28)
+    processor(["a.mp4", "b.mp4"])
+    processor("c.mp4", num_frames=3)
+    assert [(path, kwargs["num_patches"]) for _, path, kwargs in calls] == [
+        ("a.mp4", 32),
+        ("b.mp4", 32),
+        ("c.mp4", 12),
+    ]
+
+
+def test_codec_patches_are_flattened_channels_first(calls, monkeypatch):
+    patches = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    codec_datasets = sys.modules["codec_datasets"]
+    original = codec_datasets.select_video
+
+    def select_video(path, **kwargs):
+        selection = original(path, **kwargs)
+        selection.patches = patches
+        return selection
+
+    monkeypatch.setattr(codec_datasets, "select_video", select_video)
+    processor = OneVisionEncoderVideoProcessor(sampling="codec", patch_size=4, do_normalize=False, rescale_factor=1.0)
+    found = processor("clip.mp4", num_patches=2)["pixel_values"]
+    assert np.array_equal(found[0].reshape(2, 3, 4, 4), patches.transpose(0, 3, 1, 2))
+
+
+def test_codec_of_decoded_frames(calls, frames):
+    processor = OneVisionEncoderVideoProcessor(sampling="codec", num_frames=4, size=28)
+    found = processor(frames, return_metadata=True)
+    assert [call[:2] for call in calls] == [("clip_from_frames", (4, 40, 60, 3)), ("select_clip", (4, 28, 28, 3))]
+    assert calls[0][2]["frame_indices"].tolist() == [0, 3, 7, 11]
+    assert calls[0][2]["fit"] == "letterbox"
+    assert found["pixel_values"].shape == (1, 6, 588)
+
+
+def test_uniform_from_a_file(calls):
+    found = OneVisionEncoderVideoProcessor(size=28)("clip.mp4", num_frames=3, return_metadata=True)
+    assert calls == [("read_clip", "clip.mp4", {"num_frames": 3, "size": 28, "fit": "crop"})]
+    assert found["image_position_ids"][0, :, 0].tolist() == [0] * 4 + [31] * 4 + [63] * 4
+    metadata = found["video_metadata"][0]
+    assert (metadata.sampling, metadata.num_patches, metadata.fps) == ("uniform", 12, 30.0)
+    assert metadata.frame_indices == [0, 1, 2]
+    assert metadata.timestamps == metadata.pts_seconds == [0, 1 / 30, 2 / 30]
+
+
+def test_uniform_letterbox_drops_the_padding(calls):
+    found = OneVisionEncoderVideoProcessor(size=28)("clip.mp4", num_frames=3, fit="letterbox")
+    assert calls[1][2] == {
+        "patch_size": 14,
+        "num_patches": 12,
+        "policy": "uniform",
+        "padding": "exclude",
+        "allow_fewer": True,
+    }
+    assert found["image_position_ids"][0, :3, 0].tolist() == [0, 31, 63]  # slots of the clip spread over 64
+
+
+@pytest.mark.parametrize(
+    ("videos", "kwargs", "message"),
+    [
+        ([], {}, "at least one video"),
+        (np.zeros((4, 8, 8, 3), np.float32), {}, r"\(T, H, W, 3\) uint8, got float32 of shape \(4, 8, 8, 3\)"),
+        (np.zeros((4, 8, 8, 1), np.uint8), {}, r"got uint8 of shape \(4, 8, 8, 1\)"),
+        (np.zeros((8, 8, 3), np.uint8), {}, r"got uint8 of shape \(8, 8, 3\)"),
+        ("a.mp4", {"size": 100}, "multiple of patch_size=14, got 100"),
+        ("a.mp4", {"size": {"height": 14, "width": 28}}, "square size.*14.*28"),
+        ("a.mp4", {"fps": 2}, "fps=2. Pass num_frames"),
+        ("a.mp4", {"policy": "energy", "seed": 1}, 'policy, seed .*sampling="codec"'),
+    ],
+)
+def test_inputs_that_do_not_fit_raise(calls, videos, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        OneVisionEncoderVideoProcessor()(videos, **kwargs)
+
+
+def test_unknown_options_raise(frames):
+    with pytest.raises(TypeError, match="sampler"):
+        OneVisionEncoderVideoProcessor()(frames, sampler="codec")
+    with pytest.raises(Exception, match="sampling"):
+        OneVisionEncoderVideoProcessor()(frames, sampling="codecs")
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"sampling": "codec"}])
+def test_missing_package_is_named(monkeypatch, kwargs):
+    monkeypatch.setitem(sys.modules, "codec_datasets", None)
+    with pytest.raises(ImportError, match="pip install codec-datasets"):
+        OneVisionEncoderVideoProcessor()("clip.mp4", **kwargs)
+
+
+def test_saved_is_loaded(tmp_path, frames):
+    processor = OneVisionEncoderVideoProcessor(
+        patch_size=4, size=8, num_frames=3, policy="coverage", motion_weight=0.5
+    )
+    processor.save_pretrained(tmp_path)
+    loaded = AutoVideoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is OneVisionEncoderVideoProcessor
+    assert loaded.to_dict() == processor.to_dict()
+    assert np.array_equal(loaded(frames)["pixel_values"], processor(frames)["pixel_values"])
+    assert AutoVideoProcessor.from_pretrained(tmp_path, sampling="codec").sampling == "codec"
+
+
+@pytest.fixture
+def clip_path(tmp_path):
+    """A square of 16 pixels that moves 4 pixels per frame over a grey ramp, 20 frames of 64 x 48, H.264."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(20):
+            frame = np.repeat(np.linspace(40, 120, 64).astype(np.uint8)[None, :, None], 48, axis=0).repeat(3, axis=2)
+            frame[16:32, 2 * i : 2 * i + 16] = 230
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_two_lines_from_file_to_features(clip_path, build_model):
+    processor, model = OneVisionEncoderVideoProcessor(patch_size=4), build_model()
+    arguments = {"sampling": "codec", "num_frames": 10, "size": 32, "num_patches": 100}
+    inputs = processor(str(clip_path), **arguments, return_tensors="pt", return_metadata=True)
+    metadata = inputs.pop("video_metadata")[0]
+    positions = inputs.image_position_ids[0]
+    assert inputs.pixel_values.shape == (1, 100, 48)
+    assert positions[:, 1].min() == 1  # 64 x 48 is letterboxed to 32 x 24: the first row of patches is padding
+    assert positions[:, 1].max() == 6
+    assert (positions[:, 0] == 0).sum() == 48  # the first frame is whole
+    assert positions[:, 0].max() == 9
+    assert (metadata.total_num_frames, len(metadata.pts_seconds)) == (20, 10)
+    assert metadata.pts_seconds[-1] == pytest.approx(1.9)
+    assert model(**inputs).pooler_output.shape == (1, 64)
+
+
+def test_file_and_decoded_frames_agree_in_layout(clip_path):
+    processor = OneVisionEncoderVideoProcessor(patch_size=4, size=32)
+    dense = processor([clip_path], num_frames=5)
+    letterboxed = processor(clip_path, num_frames=5, fit="letterbox")
+    assert dense["pixel_values"].shape == (1, 5 * 64, 48)
+    assert letterboxed["pixel_values"].shape == (1, 5 * 48, 48)  # the two padded rows of patches are dropped
+    assert np.unique(letterboxed["image_position_ids"][..., 0]).tolist() == [0, 15, 31, 47, 63]
+
+
+def test_unreadable_file_raises(tmp_path):
+    codec_datasets = pytest.importorskip("codec_datasets")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(codec_datasets.VideoError, match=r"broken\.mp4"):
+        OneVisionEncoderVideoProcessor()(tmp_path / "broken.mp4", sampling="codec")
