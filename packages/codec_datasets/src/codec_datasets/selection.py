@@ -23,9 +23,11 @@ Padding = Literal["exclude", "zero"]
 
 _MOTION_RANGE = 32.0  # grey levels of change, beyond the frame's median, that count as full motion
 _PADDING_SCORE = -1e-4  # published: padding ranks below every patch with content
-_MOST_STEPS = 60  # of the price search; ten are usual
+_LEAST_PRICE = 0.5  # below any squared distance
+_STRIDE = np.log(2)  # first step of the price search away from its guess
+_MOST_STEPS = 60  # of that search; seven are usual
 _LEAST_BRACKET = 1e-7  # of log price
-_BUDGET_SLACK = 0.002  # share of the budget left to the final filling
+_BUDGET_SLACK = 0.005  # share of the budget left to the final filling
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,8 @@ def replenish(candidates: Candidates, budget: int) -> np.ndarray:
         if kept.sum() <= budget:
             return kept
     highest = candidates.config.unit**2 * 3 * 255**2 * (1 + candidates.config.motion_weight)
-    threshold = _search_price(lambda t: int(_replenish_at(candidates, t)[0].sum()), budget, 0.5, highest)
+    guess = _likely_threshold(candidates, budget)
+    threshold = _search_price(lambda t: int(_replenish_at(candidates, t)[0].sum()), budget, guess, highest)
     kept, errors = _replenish_at(candidates, threshold)
     return _fill(kept, budget, errors)
 
@@ -251,20 +254,22 @@ def _replenish_at(candidates: Candidates, threshold: float) -> tuple[np.ndarray,
     return kept, errors
 
 
-def _search_price(count_at: Callable[[float], int], budget: int, low: float, high: float) -> float:
+def _likely_threshold(candidates: Candidates, budget: int) -> float:
+    """Where the search starts: as many steps from one slot to the next exceed it as units may be kept."""
+    steps = candidates.distances.steps().ravel()
+    wanted = min(max(budget - candidates.shape[1], 1), len(steps))
+    return max(float(np.partition(steps, -wanted)[-wanted]), _LEAST_PRICE)
+
+
+def _search_price(count_at: Callable[[float], int], budget: int, guess: float, highest: float) -> float:
     """The lowest price (or threshold) found at which at most `budget` units are kept; counts fall with the price.
 
-    Bracketed search on logarithms: secant steps, every third one a halving so that the bracket always shrinks.
+    On logarithms: steps away from the guess until the budget is bracketed, then secant steps, every third one a
+    halving so that the bracket always shrinks.
     """
-    count_low, count_high = count_at(low), 0
-    if count_low <= budget:
-        return low
-    low, high = np.log(low), np.log(high)
+    low, high, price = np.log(_LEAST_PRICE), np.log(highest), np.log(guess)
+    count_low = count_high = 0
     for step in range(_MOST_STEPS):
-        share = 0.5
-        if count_high and step % 3 != 2:
-            share = np.clip(np.log(count_low / budget) / np.log(count_low / count_high), 0.02, 0.98)
-        price = low + share * (high - low)
         count = count_at(float(np.exp(price)))
         if count > budget:
             low, count_low = price, count
@@ -272,6 +277,16 @@ def _search_price(count_at: Callable[[float], int], budget: int, low: float, hig
             high, count_high = price, count
         if count_high >= budget * (1 - _BUDGET_SLACK) or high - low < _LEAST_BRACKET:
             break
+        stride = _STRIDE * 2**step
+        if not count_high:
+            price = min(price + stride, (price + high) / 2)
+        elif not count_low:
+            price = max(price - stride, low)
+        elif step % 3 == 2:
+            price = (low + high) / 2
+        else:
+            share = np.log(count_low / budget) / np.log(count_low / count_high)
+            price = low + np.clip(share, 0.02, 0.98) * (high - low)
     return float(np.exp(high))
 
 
@@ -298,7 +313,8 @@ def rate_distortion(candidates: Candidates, budget: int) -> np.ndarray:
         if count <= budget:
             return _mark_runs(start, candidates)
     highest = (costs[:, -1, 0].max() if dark is None else dark[:, -1].max()) + 1.0
-    price = _search_price(lambda p: _cheapest_runs(costs, p, dark)[1], budget, 0.5, float(highest))
+    guess = _likely_threshold(candidates, budget)
+    price = _search_price(lambda p: _cheapest_runs(costs, p, dark)[1], budget, guess, float(highest))
     kept = _mark_runs(_cheapest_runs(costs, price, dark)[0], candidates)
     return _fill(kept, budget, _hold_error(candidates, kept))
 
