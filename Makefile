@@ -12,6 +12,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 setup: .venv/.ready
+	@echo "==> .venv is ready"
 
 .venv/.ready: pyproject.toml $(PACKAGES:%=%/pyproject.toml)
 	@echo "==> setting up .venv (first time: PyTorch and transformers are downloaded, a few minutes)"

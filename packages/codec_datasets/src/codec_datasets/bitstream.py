@@ -6,6 +6,7 @@ single packets and pictures: which packets no other picture needs, the coded res
 two pictures.
 """
 
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 
@@ -171,3 +172,54 @@ def encode_pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray | Non
     decoder.options = {"flags2": "+export_mvs"}
     frames = [frame for payload in packets for frame in decoder.decode(av.Packet(payload))] + decoder.decode(None)
     return motion_vector_records(frames[-1]), packets[-1], extradata
+
+
+@dataclass(frozen=True)
+class DecoderReport:
+    """What this FFmpeg can do.
+
+    Attributes:
+        libraries: library name to version.
+        decoders, encoders: codec name to whether it is there.
+        exports_motion_vectors: the H.264 decoder returned the known motion of a test picture.
+        isolated_packets_work: result of the self-test of that name.
+    """
+
+    libraries: dict[str, tuple[int, ...]]
+    decoders: dict[str, bool]
+    encoders: dict[str, bool]
+    exports_motion_vectors: bool
+    isolated_packets_work: bool
+
+
+def decoder_report() -> DecoderReport:
+    """Look up the usual codecs and run the self-tests, for `codec-datasets doctor`."""
+    decoders = {name: _has_codec(name, "r") for name in ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video")}
+    encoders = {name: _has_codec(name, "w") for name in ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4")}
+    can_test = decoders["h264"] and encoders["libx264"]
+    return DecoderReport(
+        libraries=dict(av.library_versions),
+        decoders=decoders,
+        encoders=encoders,
+        exports_motion_vectors=can_test and _finds_known_motion(),
+        isolated_packets_work=can_test and isolated_packets_work(),
+    )
+
+
+def _has_codec(name: str, mode: str) -> bool:
+    try:
+        av.Codec(name, mode)
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
+def _finds_known_motion() -> bool:
+    """A picture moved by 4 px to the right must come back with that vector nearly everywhere."""
+    first = np.kron(np.random.default_rng(0).integers(40, 216, (16, 16), dtype=np.uint8), np.ones((8, 8), np.uint8))
+    records, _, _ = encode_pair(first, np.roll(first, 4, axis=1))
+    if records is None:
+        return False
+    across = records["motion_x"] / records["motion_scale"]
+    moved = (across == -4) & (records["motion_y"] == 0)
+    return bool(moved.mean() > 0.5)

@@ -45,6 +45,8 @@ from .video import (
 logger = logging.getLogger(__name__)
 
 _PICTURE_TYPES = {int(PictureType.I): "I", int(PictureType.P): "P", int(PictureType.B): "B"}
+_YUV_FORMATS = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p"}
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}  # older scalers have one anyway
 _KEPT_PACKETS = 64  # longest wait between a packet and its picture when decoding in order
 
 
@@ -188,11 +190,11 @@ def clip_from_frames(
     if not len(indices) == len(seconds) == count:
         raise ValueError(f"{count} frames, but {len(indices)} frame_indices and {len(seconds)} pts_seconds")
     video = VideoInfo("<frames>", "memory", "rawvideo", "rgb24", width, height, 0, count, 0.0, 0.0, 0, True)
-    reformatter = VideoReformatter()
+    painter = _Painter(placement, 0)
     fitted = np.zeros((count, placement.height, placement.width, 3), np.uint8)
     for source, out in zip(frames, fitted):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(source), format="rgb24")
-        _paint(frame, placement, 0, reformatter, out)
+        painter.paint(frame, out)
     return Clip(fitted, indices.astype(np.int64), seconds.astype(np.float64), placement, video)
 
 
@@ -213,12 +215,12 @@ class _Sheet:
     def missing(self) -> int:
         return int(np.isnan(self._seconds).sum())
 
-    def put(self, slots: list[int], frame: av.VideoFrame, coded: CodedFrame | None, time_base, reformatter) -> None:
+    def put(self, slots: list[int], frame: av.VideoFrame, coded: CodedFrame | None, time_base, painter) -> None:
         first = slots[0]
-        _paint(frame, self.placement, self.plan.video.rotation, reformatter, self._frames[first])
+        painter.paint(frame, self._frames[first])
         video = self.plan.video
         by_number = self.plan.frame_indices[first] / video.average_fps if video.average_fps else 0.0
-        seconds = by_number if frame.pts is None else float(frame.pts * time_base)
+        seconds = float(frame.pts * time_base) if self.plan.is_timed else by_number
         for slot in slots:
             self._frames[slot] = self._frames[first]
             self._coded[slot], self._seconds[slot] = coded, seconds
@@ -228,15 +230,27 @@ class _Sheet:
         return Clip(self._frames, self.plan.frame_indices, self._seconds, self.placement, self.plan.video, coded)
 
 
-def _paint(frame: av.VideoFrame, placement: Placement, rotation: int, reformatter, out: np.ndarray) -> None:
-    """Scale a decoded picture once, straight to RGB, turn it, and write it into `out` (H, W, 3)."""
-    scaled_height, scaled_width = placement.resized_height, placement.resized_width
-    if rotation in (90, 270):
-        scaled_height, scaled_width = scaled_width, scaled_height
-    rgb = reformatter.reformat(
-        frame, width=scaled_width, height=scaled_height, format="rgb24", interpolation="BILINEAR"
-    ).to_ndarray()
-    out[placement.content] = np.rot90(rgb, rotation // 90)[placement.crop]
+class _Painter:
+    """Fits decoded pictures into frames; keeps the scaler's tables from one picture to the next."""
+
+    def __init__(self, placement: Placement, rotation: int) -> None:
+        self._placement, self._rotation = placement, rotation
+        self._scaler, self._converter = VideoReformatter(), VideoReformatter()
+
+    def paint(self, frame: av.VideoFrame, out: np.ndarray) -> None:
+        """Scale a picture once, turn it, and write it into `out` `(H, W, 3)`.
+
+        8-bit YUV is scaled as YUV and converted afterwards, which is quicker, and what comes out is nearest to
+        published mosaics; all other formats go to RGB in one step.
+        """
+        height, width = self._placement.resized_height, self._placement.resized_width
+        if self._rotation in (90, 270):
+            height, width = width, height
+        scaled_format = frame.format.name if frame.format.name in _YUV_FORMATS else "rgb24"
+        size = dict(width=width, height=height, interpolation="AREA", **_ONE_THREAD)
+        scaled = self._scaler.reformat(frame, format=scaled_format, **size)
+        rgb = self._converter.reformat(scaled, format="rgb24", **_ONE_THREAD).to_ndarray()
+        out[self._placement.content] = np.rot90(rgb, self._rotation // 90)[self._placement.crop]
 
 
 class _CodedReader:
@@ -247,6 +261,8 @@ class _CodedReader:
         self._exports_vectors = codec.name in MOTION_VECTOR_CODECS
         self.needs_packet = wanted and codec.name == "h264" and isolated_packets_work()
         self.needs_previous = wanted and not self._exports_vectors
+        # the MPEG-4 family attaches vectors when the packet after a picture is decoded, not when it is drained
+        self.needs_next_packet = wanted and self._exports_vectors and codec.name != "h264"
         self._reference: av.VideoFrame | None = None
         if wanted and self._exports_vectors:
             codec.options = {"flags2": "+export_mvs"}  # must be set before the first decode
@@ -255,7 +271,9 @@ class _CodedReader:
         """Describe a sampled picture."""
         if not self.wanted:
             return None
-        reference = None if frame.key_frame or self._reference is None else luma_plane(self._reference)
+        reference = None
+        if not frame.key_frame and self._reference is not None and _same_size(self._reference, frame):
+            reference = luma_plane(self._reference)
         return CodedFrame(
             _PICTURE_TYPES.get(int(frame.pict_type), "?"),
             motion_vector_records(frame) if self._exports_vectors else None,
@@ -269,6 +287,10 @@ class _CodedReader:
         """Note a picture that later ones may refer to."""
         if self.wanted and (self.needs_previous or frame.pict_type != PictureType.B):
             self._reference = frame
+
+
+def _same_size(a: av.VideoFrame, b: av.VideoFrame) -> bool:
+    return (a.width, a.height) == (b.width, b.height)
 
 
 def _decode_by_seeking(plan: ClipPlan, sheet: _Sheet, num_threads: int) -> None:
@@ -299,35 +321,37 @@ def _decode_groups(plan: ClipPlan, groups: list[tuple[int, list[int]]], sheet: _
     previous = dict(zip(plan.pts, plan.previous_pts))
     with open_video(plan.video.path) as (container, stream):
         reader = _CodedReader(stream.codec_context, sheet.coded)
-        reformatter = VideoReformatter()
+        painter = _Painter(sheet.placement, plan.video.rotation)
         for key_pts, wanted in groups:
-            helpers = {previous[pts] for pts in wanted} - {None} if reader.needs_previous else set()
-            for frame, packet in _decode_group(container, stream, key_pts, set(wanted), helpers, reader):
-                if frame.pts in slots:
-                    sheet.put(slots[frame.pts], frame, reader.read(frame, packet), stream.time_base, reformatter)
+            targets = set(wanted)
+            helpers = {previous[pts] for pts in wanted if pts > key_pts} if reader.needs_previous else set()
+            for frame, packet in _decode_group(container, stream, key_pts, targets, helpers, reader):
+                if frame.pts in targets:  # pictures of another group may come along, not always whole
+                    sheet.put(slots[frame.pts], frame, reader.read(frame, packet), stream.time_base, painter)
                 reader.advance(frame)
 
 
 def _decode_group(
     container, stream, key_pts: int, wanted: set[int], helpers: set[int], reader: _CodedReader
 ) -> Iterator[tuple[av.VideoFrame, bytes | None]]:
-    """Pictures from one key frame on until every wanted one is out; `helpers` are decoded if they come along."""
+    """Pictures from one key frame on until every wanted one is out, and `helpers`, the pictures shown before them."""
     codec = stream.codec_context
     length_size = nal_length_size(codec.name, codec.extradata)
     container.seek(key_pts, stream=stream, backward=True)
     codec.flush_buffers()
-    unsent, payloads = set(wanted), {}
+    needed = wanted | helpers
+    unsent, unseen, payloads = set(needed), set(needed), {}
     for packet in packets(container, stream):
-        is_wanted = packet.pts in wanted
-        if is_wanted:
+        if packet.pts in needed:
             unsent.discard(packet.pts)
             if reader.needs_packet:
                 payloads[packet.pts] = bytes(packet)
-        elif packet.pts not in helpers and is_non_reference(codec.name, bytes(packet), length_size):
+        elif is_non_reference(codec.name, bytes(packet), length_size):
             continue
         for frame in decode_packet(codec, packet):
+            unseen.discard(frame.pts)
             yield frame, payloads.pop(frame.pts, None)
-        if not unsent:
+        if not (unseen if reader.needs_next_packet else unsent):
             break
     for frame in decode_packet(codec, None):
         yield frame, payloads.pop(frame.pts, None)
@@ -339,10 +363,10 @@ def _decode_in_order(plan: ClipPlan, sheet: _Sheet) -> None:
         slots.setdefault(int(index), []).append(slot)
     with open_video(plan.video.path) as (container, stream):
         reader = _CodedReader(stream.codec_context, sheet.coded)
-        reformatter = VideoReformatter()
+        painter = _Painter(sheet.placement, plan.video.rotation)
         for number, (frame, packet) in enumerate(_pictures_with_packets(container, stream, reader)):
             if number in slots:
-                sheet.put(slots[number], frame, reader.read(frame, packet), stream.time_base, reformatter)
+                sheet.put(slots[number], frame, reader.read(frame, packet), stream.time_base, painter)
             reader.advance(frame)
 
 

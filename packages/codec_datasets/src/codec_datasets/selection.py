@@ -267,22 +267,23 @@ def _search_price(count_at: Callable[[float], int], budget: int, guess: float, h
     On logarithms: steps away from the guess until the budget is bracketed, then secant steps, every third one a
     halving so that the bracket always shrinks.
     """
-    low, high, price = np.log(_LEAST_PRICE), np.log(highest), np.log(guess)
-    count_low = count_high = 0
+    low, high, price = np.log(_LEAST_PRICE), np.log(highest) + 1, np.log(guess)  # exp(log(highest)) may fall short
+    count_low = count_high = None
     for step in range(_MOST_STEPS):
         count = count_at(float(np.exp(price)))
         if count > budget:
             low, count_low = price, count
         else:
             high, count_high = price, count
-        if count_high >= budget * (1 - _BUDGET_SLACK) or high - low < _LEAST_BRACKET:
+        is_close = count_high is not None and count_high >= budget * (1 - _BUDGET_SLACK)
+        if is_close or high - low < _LEAST_BRACKET:
             break
         stride = _STRIDE * 2**step
-        if not count_high:
+        if count_high is None:
             price = min(price + stride, (price + high) / 2)
-        elif not count_low:
+        elif count_low is None:
             price = max(price - stride, low)
-        elif step % 3 == 2:
+        elif step % 3 == 2 or not count_high:
             price = (low + high) / 2
         else:
             share = np.log(count_low / budget) / np.log(count_low / count_high)

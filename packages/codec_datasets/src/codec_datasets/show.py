@@ -8,6 +8,7 @@ question marks.
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,18 @@ from .clip import Clip
 from .front_end import Selection
 from .measures import coverage_psnr, hold_psnr
 
-__all__ = ["draw_selection", "draw_stages", "frame_milliseconds", "save_picture"]
+__all__ = ["draw_selection", "draw_stages", "frame_milliseconds", "save_picture", "short_name"]
 
 PAPER, INK, MUTED, LINE = (255, 255, 255), (33, 37, 41), (108, 117, 125), (222, 226, 230)
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)  # of the Okabe-Ito colours, told apart with any colour vision
+_OUTLINE = (90, 100, 110)  # tells kept white from dropped
 _HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32)
 _MOST_TILES = 12
 _SHEET_WIDTH = 1280
 _MARGIN = 24
 _GAP = 10
-_LONGEST_NAME = 44
-_LONGEST_ANIMATION_SECONDS = 12.0
+_LONGEST_NAME = 44  # letters
+_LONGEST_ANIMATION = 12.0  # seconds
 _STILL_FORMATS = {".png": "PNG"}
 _ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 
@@ -50,12 +52,7 @@ def draw_selection(clip: Clip, selection: Selection) -> Image.Image:
     _require_same_frames(clip, selection)
     slots = np.unique(np.linspace(0, len(clip.frames) - 1, _MOST_TILES).round().astype(int))
     parts = [_caption(clip, selection), _contact_sheet(clip, selection, slots), _timeline(selection, slots)]
-    picture = Image.new("RGB", (_SHEET_WIDTH, sum(part.height for part in parts) + _MARGIN), PAPER)
-    top = 0
-    for part in parts:
-        picture.paste(part, (0, top))
-        top += part.height
-    return picture
+    return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
 
 
 def draw_stages(clip: Clip, selection: Selection) -> list[Image.Image]:
@@ -91,14 +88,14 @@ def draw_stages(clip: Clip, selection: Selection) -> list[Image.Image]:
     for t, frame in enumerate(clip.frames):
         last_whole = clip.frames[uniform[uniform <= t][-1]]
         pictures.append(
-            board.draw(t, (frame, last_whole, _heat(frame, errors[t] / full_heat), _dimmed(frame, kept[t])))
+            board.draw(t, (frame, last_whole, _heat(errors[t] / full_heat, grid.patch_size), _dimmed(frame, kept[t])))
         )
     return pictures
 
 
 def frame_milliseconds(pts_seconds: np.ndarray) -> int:
     """Display time of each frame of an animation: real time for short clips, at most 12 s in all, 60 to 400 ms."""
-    span = min(float(pts_seconds[-1] - pts_seconds[0]), _LONGEST_ANIMATION_SECONDS)
+    span = min(float(pts_seconds[-1] - pts_seconds[0]), _LONGEST_ANIMATION)
     return int(np.clip(1000 * span / max(len(pts_seconds) - 1, 1), 60, 400)) // 10 * 10  # GIF counts in 10 ms
 
 
@@ -123,26 +120,39 @@ def save_picture(picture: Image.Image | Sequence[Image.Image], path: str | Path,
     options: dict = {"optimize": True} if is_still else {"save_all": True, "duration": milliseconds, "loop": 0}
     frames = [picture] if is_still else list(picture)
     if kind == "GIF":
-        frames = _with_one_palette(frames)
-    if kind == "WEBP":
-        options |= {"quality": 75, "method": 4}
-    if not is_still:
-        options["append_images"] = frames[1:]
+        frames = _with_palettes(frames)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            frames[0].save(file, format=kind, **options)
+            frames[0].save(file, format=kind, append_images=frames[1:], **options)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _with_one_palette(frames: list[Image.Image]) -> list[Image.Image]:
-    """Reduce all frames to the same colours without dithering, so that what stands still costs nothing."""
-    samples = frames[:: max(1, len(frames) // 16)]
-    montage = np.concatenate([np.asarray(frame)[::2, ::2] for frame in samples])
-    palette = Image.fromarray(montage).quantize(255, Image.Quantize.MEDIANCUT)  # one of 256 is left for "unchanged"
-    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+def _with_palettes(frames: list[Image.Image]) -> list[Image.Image]:
+    """Reduce frames to 255 colours, the same from one cut to the next, without dithering: stillness costs nothing."""
+    small = [np.asarray(frame.reduce(8), np.float32) for frame in frames]
+    cuts = [t for t in range(1, len(frames)) if np.abs(small[t] - small[t - 1]).mean() > 20]
+    reduced = []
+    for start, stop in pairwise([0, *cuts, len(frames)]):
+        colours = _common_colours(frames[start : stop : -(-(stop - start) // 8)])
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(colours)
+        for frame in frames[start:stop]:
+            indices = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+            indices[(np.asarray(frame) == PAPER).all(-1)] = 0  # Pillow's search is not exact, the paper must be
+            reduced.append(Image.fromarray(indices))
+            reduced[-1].putpalette(colours)
+    return reduced
+
+
+def _common_colours(frames: list[Image.Image]) -> list[int]:
+    """255 RGB triples, the paper first: frequent colours, and rare ones that would be lost among them."""
+    fixed = [value for colour in (PAPER, INK, MUTED, BLUE, ORANGE) for value in colour]
+    montage = Image.fromarray(np.concatenate([np.asarray(frame)[::3, ::3] for frame in frames]))
+    frequent = montage.quantize(170, Image.Quantize.MEDIANCUT).getpalette()[: 3 * 170]
+    return fixed + frequent + montage.quantize(80, Image.Quantize.MAXCOVERAGE).getpalette()[: 3 * 80]
 
 
 def _require_same_frames(clip: Clip, selection: Selection) -> None:
@@ -160,12 +170,16 @@ def _lattice(shape: tuple[int, int, int], positions: np.ndarray) -> np.ndarray:
     return kept
 
 
+def _patches_of_frame(selection: Selection) -> int:
+    """Patches of one whole frame that could be kept."""
+    content = selection.grid.content
+    return content.size if selection.config.padding == "zero" else int(content.sum())
+
+
 def _uniform_slots(selection: Selection) -> np.ndarray:
     """Slots of the whole frames, evenly spaced, that the same number of patches buys; one at least."""
-    grid = selection.grid
-    per_frame = grid.content.size if selection.config.padding == "zero" else int(grid.content.sum())
-    whole = max(len(selection.patches) // per_frame, 1)
-    return np.linspace(0, grid.num_frames - 1, min(whole, grid.num_frames)).astype(int)
+    whole = max(len(selection.patches) // _patches_of_frame(selection), 1)
+    return np.linspace(0, selection.grid.num_frames - 1, whole).astype(int)
 
 
 def _errors_so_far(frames: np.ndarray, kept: np.ndarray, patch_size: int) -> Iterator[np.ndarray]:
@@ -184,22 +198,23 @@ def _errors_so_far(frames: np.ndarray, kept: np.ndarray, patch_size: int) -> Ite
 
 
 def _dimmed(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """`(H, W, 3)` uint8: kept patches as they are, the others pale grey."""
+    """`(H, W, 3)` uint8: kept patches as they are, with a thin outline, the others pale grey."""
     luma = frame @ np.array([0.299, 0.587, 0.114], np.float32)
-    pale = (0.22 * luma + 0.78 * 240).astype(np.uint8)[..., None]
     patch_size = len(frame) // len(kept)
-    return np.where(kept.repeat(patch_size, 0).repeat(patch_size, 1)[..., None], frame, pale)
+    pixels = kept.repeat(patch_size, 0).repeat(patch_size, 1)
+    picture = np.where(pixels[..., None], frame, (0.2 * luma + 0.8 * 238).astype(np.uint8)[..., None])
+    for axis in (0, 1):
+        before, after = ((slice(None),) * axis + (side,) for side in (slice(None, -1), slice(1, None)))
+        picture[before][pixels[before] & ~pixels[after]] = _OUTLINE
+        picture[after][pixels[after] & ~pixels[before]] = _OUTLINE
+    return picture
 
 
-def _heat(frame: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """`(H, W, 3)` uint8: patches from dark to bright yellow by `share` `(grid_h, grid_w)`, over the faint frame."""
-    at = np.clip(share, 0, 1) * (len(_HEAT) - 1)
-    low = np.minimum(at.astype(int), len(_HEAT) - 2)
-    colour = _HEAT[low] + (at - low)[..., None] * (_HEAT[low + 1] - _HEAT[low])
-    patch_size = len(frame) // len(share)
-    colour = colour.repeat(patch_size, 0).repeat(patch_size, 1)
-    luma = frame @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.clip(colour * 0.85 + 0.2 * luma[..., None], 0, 255).astype(np.uint8)
+def _heat(share: np.ndarray, patch_size: int) -> np.ndarray:
+    """`(H, W, 3)` uint8: patches from black to bright yellow by `share` `(grid_h, grid_w)`, in 24 steps."""
+    steps = (np.clip(share, 0, 1) * 23).round() / 23 * (len(_HEAT) - 1)
+    colours = np.stack([np.interp(steps, range(len(_HEAT)), channel) for channel in _HEAT.T], -1)
+    return colours.astype(np.uint8).repeat(patch_size, 0).repeat(patch_size, 1)
 
 
 def _panel(pixels: np.ndarray, content: tuple[slice, slice], width: int) -> Image.Image:
@@ -216,18 +231,19 @@ def _contact_sheet(clip: Clip, selection: Selection, slots: np.ndarray) -> Image
     columns = min(len(slots), 4 if width > 1.2 * height else 6)
     columns = -(-len(slots) // -(-len(slots) // columns))  # rows as even as possible
     tile_width = (_SHEET_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) // columns
-    tile_width = min(tile_width, round(400 * width / height))
+    tile_width = max(min(tile_width, round(400 * width / height)), 1)
+    cell_width = max(tile_width, 160)  # room for the text
     kept = _lattice(selection.grid.shape, selection.patch_positions)
     tiles = [_panel(_dimmed(clip.frames[t], kept[t]), content, tile_width) for t in slots]
     row_height = tiles[0].height + 36
     sheet = Image.new("RGB", (_SHEET_WIDTH, -(-len(tiles) // columns) * row_height + 8), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, (t, tile) in enumerate(zip(slots, tiles)):
-        left, top = _MARGIN + number % columns * (tile_width + _GAP), number // columns * row_height
+        left, top = _MARGIN + number % columns * (cell_width + _GAP), number // columns * row_height
         sheet.paste(tile, (left, top))
         draw.rectangle((left - 1, top - 1, left + tile.width, top + tile.height), outline=LINE)
-        _write(draw, (left, top + tile.height + 4), f"{clip.pts_seconds[t]:.1f} s", 18, INK)
-        place = (left + tile.width, top + tile.height + 4)
+        _write(draw, (left, top + tile.height + 4), _clock(clip.pts_seconds, t), 18, INK)
+        place = (left + cell_width, top + tile.height + 4)
         _write(draw, place, _count(int(kept[t].sum()), "patch", "patches"), 18, MUTED, "ra")
     return sheet
 
@@ -237,7 +253,7 @@ def _caption(clip: Clip, selection: Selection) -> Image.Image:
     grid, config = selection.grid, selection.config
     hold = hold_psnr(clip.frames, grid, selection.patch_positions)
     coverage = coverage_psnr(clip.frames, grid, selection.patch_positions)
-    total = len(clip.frames) * int(grid.content.sum())
+    total = len(clip.frames) * _patches_of_frame(selection)
     facts = (
         f"{config.policy}: {_thousands(len(selection.patches))} of {_thousands(total)} patches "
         f"({len(selection.patches) / total:.0%}) of {_count(len(clip.frames), 'frame')}  ·  "
@@ -252,18 +268,18 @@ def _caption(clip: Clip, selection: Selection) -> Image.Image:
 
 def _timeline(selection: Selection, slots: np.ndarray) -> Image.Image:
     """Bars of kept patches over time; a first frame that would crush the others is cut off and labelled."""
-    height, left, bottom = 300, 96, 236
+    height, top, left, bottom = 300, 56, 96, 226
     strip = Image.new("RGB", (_SHEET_WIDTH, height), PAPER)
     draw = ImageDraw.Draw(strip)
     counts, seconds = selection.patches_per_frame, selection.pts_seconds
     top_value = _axis_top(counts)
     _write(draw, (_MARGIN, 8), "kept patches per frame", 20, INK)
-    for value in _ticks(0, top_value, 4):
-        y = bottom - round(value / top_value * (bottom - 60))
+    for value in _ticks(0, top_value, 5):
+        y = bottom - round(value / top_value * (bottom - top))
         draw.line((left, y, _SHEET_WIDTH - _MARGIN, y), fill=LINE)
         _write(draw, (left - 10, y), _thousands(value), 18, MUTED, "rm")
     bars = _bar_edges(seconds, left, _SHEET_WIDTH - _MARGIN)
-    _draw_bars(draw, counts, top_value, bars, (60, bottom))
+    _draw_bars(draw, counts, top_value, bars, (top, bottom))
     for t in slots:  # the frames of the sheet
         middle = sum(bars[t]) / 2
         draw.polygon([(middle, bottom + 4), (middle - 5, bottom + 11), (middle + 5, bottom + 11)], fill=MUTED)
@@ -280,13 +296,7 @@ def _axis_top(counts: np.ndarray) -> float:
     return 1.08 * (rest if 0 < rest < 0.6 * counts[0] else counts.max())
 
 
-def _draw_bars(
-    draw: ImageDraw.ImageDraw,
-    counts: np.ndarray,
-    top_value: float,
-    bars: list[tuple[float, float]],
-    span: tuple[int, int],
-) -> None:
+def _draw_bars(draw, counts: np.ndarray, top_value: float, bars: list[tuple], span: tuple[int, int]) -> None:
     """Bars between the rows `span`; one that is higher than the axis is broken near its top and says its value."""
     top, bottom = span
     for number, (count, (x0, x1)) in enumerate(zip(counts, bars)):
@@ -330,16 +340,17 @@ class _Board:
     def __init__(self, clip: Clip, selection: Selection, titles: tuple[str, ...]) -> None:
         self._content = clip.placement.content
         height, width = (part.stop - part.start for part in self._content)
-        columns, self._width = (2, 320) if width >= height else (4, 200)
-        self._height = round(height * self._width / width)
+        columns, cell_width = (2, 304) if width > 1.2 * height else (4, 200)
+        self._width = max(min(cell_width, round(420 * width / height)), 1)
+        self._height = max(round(height * self._width / width), 1)
         self._seconds = clip.pts_seconds
-        across = columns * (self._width + _GAP) + _GAP
+        across = columns * (cell_width + _GAP) + _GAP
         rows = len(titles) // columns
         self._base = Image.new("RGB", (across, rows * (self._height + 30) + 74), PAPER)
         draw = ImageDraw.Draw(self._base)
         self._places = []
         for number, title in enumerate(titles):
-            left, top = _GAP + number % columns * (self._width + _GAP), 30 + number // columns * (self._height + 30)
+            left, top = _GAP + number % columns * (cell_width + _GAP), 30 + number // columns * (self._height + 30)
             _write(draw, (left, top - 6), title, 17 if columns == 2 else 15, INK, "ls")
             self._places.append((left, top))
         counts = selection.patches_per_frame
@@ -353,11 +364,11 @@ class _Board:
         """One frame: the panels and a cursor on the timeline."""
         picture = self._base.copy()
         for place, pixels in zip(self._places, panels):
-            picture.paste(_panel(pixels, self._content, self._width).resize((self._width, self._height)), place)
+            picture.paste(_panel(pixels, self._content, self._width), place)
         draw = ImageDraw.Draw(picture)
         (x0, x1), (top, bottom) = self._bars[t], self._span
         draw.rectangle(((x0 + x1) / 2 - 1, top - 6, (x0 + x1) / 2 + 1, bottom + 3), fill=ORANGE)
-        _write(draw, (picture.width - _GAP, bottom + 4), f"{self._seconds[t]:.1f} s", 15, INK, "ra")
+        _write(draw, (picture.width - _GAP, bottom + 4), _clock(self._seconds, t), 15, INK, "ra")
         return picture
 
 
@@ -366,13 +377,16 @@ def short_name(path: str | Path) -> str:
     plain = unicodedata.normalize("NFKD", Path(path).name)
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     plain = plain.encode("ascii", "replace").decode()
-    if len(plain) <= _LONGEST_NAME:
-        return plain
-    return f"{plain[: _LONGEST_NAME - 17]}...{plain[-14:]}"
+    return plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 17]}...{plain[-14:]}"
 
 
 def _write(draw, place: tuple[float, float], text: str, size: int, colour: tuple, anchor: str = "la") -> None:
     draw.text(place, text, fill=colour, font=ImageFont.load_default(size), anchor=anchor)
+
+
+def _clock(seconds: np.ndarray, t: int) -> str:
+    """Time of a slot, precise enough to tell slots apart."""
+    return f"{seconds[t]:.{1 if seconds[-1] - seconds[0] > 0.1 * len(seconds) else 2}f} s"
 
 
 def _thousands(number: float) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .bitstream import IsolatedDecoder, encode_pair, isolated_packets_work, reduced_size, shrink_for_pair
 from .clip import Clip, CodedFrame
+from .errors import VideoError
 
 CELL = 4
 """Side in pixels of the cells that motion vectors are given on."""
@@ -68,12 +69,14 @@ def compute_signals(clip: Clip) -> Signals:
         clip: read with `coded=True`.
 
     Raises:
-        ValueError: if the clip was read without its bitstream records, or its frames differ in size.
+        ValueError: if the clip was read without its bitstream records.
+        VideoError: if its frames differ in size.
     """
     if len(clip.coded) != len(clip.frames):
         raise ValueError("the clip holds no bitstream records; read it with read_clip(..., coded=True)")
     if len({frame.luma.shape for frame in clip.coded}) > 1:
-        raise ValueError(f"{clip.video.path}: the picture size changes within the video; use another policy")
+        reason = "the picture size changes within the video, so that its signals can't be compared"
+        raise VideoError(clip.video.path, "select", reason, 'Use another policy than "energy"')
     exported = any(frame.motion_vectors is not None for frame in clip.coded)
     has_reference = any(frame.reference is not None for frame in clip.coded)
     read_frame = _BitstreamReader(clip) if exported else _estimate_frame
@@ -104,7 +107,7 @@ def motion_vector_grid(records: np.ndarray | None, height: int, width: int) -> t
     Returns:
         `(height // 4, width // 4, 4)` int16 vectors as in `Signals`, and the same grid as bool: covered by a vector.
     """
-    rows, columns = height // CELL, width // CELL
+    rows, columns = max(height // CELL, 1), max(width // CELL, 1)
     vectors, covered = np.zeros((rows, columns, 4), np.int16), np.zeros((rows, columns), bool)
     if records is None or not len(records):
         return vectors, covered

@@ -6,6 +6,7 @@ pts) the packets are listed without decoding; everywhere else the pictures are c
 """
 
 import logging
+import os
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ class ClipPlan:
         pts: T timestamps in stream units, empty where the file is decoded in order.
         key_pts: sorted timestamps of all key frames.
         previous_pts: for each slot the timestamp of the frame just before, None for the first frame.
+        is_timed: timestamps rise from picture to picture; where not, seconds are frame number over frame rate.
     """
 
     video: VideoInfo
@@ -77,6 +79,7 @@ class ClipPlan:
     pts: tuple[int, ...] = ()
     key_pts: tuple[int, ...] = field(default=(), repr=False)
     previous_pts: tuple[int | None, ...] = field(default=(), repr=False)
+    is_timed: bool = True
 
 
 def probe_video(path: str | Path) -> VideoInfo:
@@ -113,7 +116,7 @@ def plan_clip(path: str | Path, num_frames: int = 64, repeat_short: bool = False
         if index is None:
             return plan_in_order(path, num_frames, repeat_short)
         pts, key_pts = index
-        video = _describe(path, container, stream, first, len(pts), True, pts)
+        video = _describe(path, container, stream, first, len(pts), True, pts[-1] - pts[0])
     indices = sample_indices(len(pts), num_frames, repeat_short)
     return ClipPlan(
         video,
@@ -127,14 +130,15 @@ def plan_clip(path: str | Path, num_frames: int = 64, repeat_short: bool = False
 def plan_in_order(path: str | Path, num_frames: int, repeat_short: bool = False) -> ClipPlan:
     """The same choice for a file without usable timestamps: its pictures are counted by decoding all of them."""
     with open_video(path) as (container, stream):
-        first, count, last = None, 0, None
+        first, pts = None, []
         for frame in decode_in_order(container, stream):
-            first, last, count = first or frame, frame, count + 1
+            first = first or frame
+            pts.append(frame.pts)
         if first is None:
             raise VideoError(str(path), "decode", "no picture could be decoded", RE_ENCODE)
-        times = [frame.pts for frame in (first, last) if frame.pts is not None]
-        video = _describe(path, container, stream, first, count, False, times)
-    return ClipPlan(video, sample_indices(count, num_frames, repeat_short))
+        is_timed = None not in pts and all(a < b for a, b in pairwise(pts))
+        video = _describe(path, container, stream, first, len(pts), False, pts[-1] - pts[0] if is_timed else None)
+    return ClipPlan(video, sample_indices(len(pts), num_frames, repeat_short), is_timed=is_timed)
 
 
 def sample_indices(num_source_frames: int, num_frames: int, repeat_short: bool) -> np.ndarray:
@@ -150,33 +154,52 @@ def open_video(path: str | Path) -> Iterator[tuple]:
     with _open_container(name) as container:
         stream = _best_stream(container)
         if stream is None:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
+            kinds = ", ".join(sorted({_kind(stream) for stream in container.streams})) or "no streams"
             raise VideoError(name, "probe", f"no video stream (found: {kinds})", "Pass a file that holds video")
         if stream.codec_context is None:
             raise VideoError(name, "probe", "no decoder for its video stream", RE_ENCODE)
         codec = stream.codec_context
         codec.thread_type, codec.thread_count = "SLICE", 1  # frame threads corrupt exported motion vectors
-        yield container, stream
+        try:
+            yield container, stream
+        except RECOVERABLE as error:
+            raise VideoError(name, "decode", f"reading failed ({error})", RE_ENCODE) from error
 
 
 @contextmanager
 def _open_container(name: str) -> Iterator:
-    local = "://" not in name
-    if local and Path(name).is_dir():
-        raise VideoError(name, "open", "is a directory", "Pass one video file")
-    if local and not Path(name).exists():
-        raise VideoError(name, "open", "no such file", "Check the path")
+    is_local = "://" not in name
+    if is_local:
+        _check_local_file(name)
     try:
-        if local or name.startswith(("http://", "https://")):
-            source = av.open(name, timeout=_OPEN_TIMEOUT_SECONDS)
+        if is_local or name.startswith(("http://", "https://")):
+            # without `file:` FFmpeg takes what stands before a colon in a file name for a protocol
+            source = av.open(f"file:{name}" if is_local else name, timeout=_OPEN_TIMEOUT_SECONDS)
         else:
             import fsspec
 
             source = av.open(fsspec.open(name, "rb").open())
     except (av.FFmpegError, OSError, ImportError, ValueError) as error:
-        raise VideoError(name, "open", f"not readable as video ({error})", RE_ENCODE) from error
+        reason = getattr(error, "strerror", None) or error
+        advice = RE_ENCODE if is_local else "Check the address, and that the file plays"
+        raise VideoError(name, "open", f"not readable as video ({reason})", advice) from error
     with source:
         yield source
+
+
+def _check_local_file(name: str) -> None:
+    if os.path.isdir(name):
+        raise VideoError(name, "open", "is a directory", "Pass one video file")
+    if not os.path.exists(name):
+        raise VideoError(name, "open", "no such file", "Check the path")
+    if not os.path.isfile(name):
+        raise VideoError(name, "open", "is a pipe or a device", "Save it as a file first")
+    if not os.access(name, os.R_OK):
+        raise VideoError(name, "open", "no permission to read it", "Check its permissions")
+
+
+def _kind(stream) -> str:
+    return "cover art" if _is_attached_picture(stream) else stream.type
 
 
 def _best_stream(container):
@@ -236,7 +259,10 @@ def _list_packets(container, stream) -> tuple[array, list[int]] | None:
     if container.format.name not in _TRUSTED_CONTAINERS or stream.codec_context.name in _HIDDEN_PICTURE_CODECS:
         return None
     stream.codec_context.flush_buffers()
-    container.seek(0, stream=None, backward=True)
+    try:
+        container.seek(0, stream=None, backward=True)
+    except av.FFmpegError:  # a server that only sends files from the beginning
+        return None
     pts, key_pts = array("q"), []
     for packet in packets(container, stream):
         if packet.is_discard:
@@ -252,11 +278,12 @@ def _list_packets(container, stream) -> tuple[array, list[int]] | None:
     return ordered, sorted(key_pts)
 
 
-def _describe(path, container, stream, first, num_frames: int, is_seekable: bool, pts) -> VideoInfo:
+def _describe(path, container, stream, first, num_frames: int, is_seekable: bool, ticks: int | None) -> VideoInfo:
+    """`ticks`: last minus first timestamp, None where timestamps don't rise."""
     rotation = round(first.rotation / 90) * 90 % 360
     height, width = (first.width, first.height) if rotation in (90, 270) else (first.height, first.width)
     fps = float(stream.average_rate or stream.guessed_rate or 0)
-    span = float((pts[-1] - pts[0]) * stream.time_base) if len(pts) > 1 else 0.0
+    span = float(ticks * stream.time_base) if ticks is not None else (num_frames - 1) / fps if fps else 0.0
     return VideoInfo(
         path=str(path),
         container=container.format.name,

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: `codec-datasets select | show | doctor`."""
+
+import os
+
+_SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_IS_LIMITED = all(name in os.environ for name in _SINGLE_THREAD)
+for _name, _value in _SINGLE_THREAD.items():  # before numpy: threads on tiny matrices cost up to 10 times the time
+    os.environ.setdefault(_name, _value)
+
+import sys  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from contextlib import contextmanager, nullcontext  # noqa: E402
+from dataclasses import dataclass, fields  # noqa: E402
+from importlib.metadata import version  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated, Any  # noqa: E402
+
+import typer  # noqa: E402
+
+from .grid import Fit  # noqa: E402
+from .selection import FirstFrame, Padding, Policy, SelectionConfig  # noqa: E402
+
+
+class _App(typer.Typer):
+    """Starts again with one thread per matrix product where numpy was imported before this module could ask for it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not _IS_LIMITED and os.name == "posix":
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        return super().__call__(*args, **kwargs)
+
+
+app = _App(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Video = Annotated[str, typer.Argument(metavar="VIDEO", help="File, http(s):// or any fsspec address.")]
+NumFrames = Annotated[int, typer.Option(min=1, help="Frames to sample, first and last included.")]
+Size = Annotated[str, typer.Option(help="Side of the square frame in pixels, or HEIGHTxWIDTH.")]
+FitOption = Annotated[Fit, typer.Option(help="How the picture meets the frame.")]
+PatchSize = Annotated[int, typer.Option(help="Side of a patch in pixels; divides the size.")]
+NumPatches = Annotated[int, typer.Option(help="Exact number of patches to keep.")]
+PolicyOption = Annotated[Policy, typer.Option(help="Which patches to keep.")]
+Block = Annotated[int, typer.Option(help="2 keeps whole 2x2 blocks.")]
+FirstFrameOption = Annotated[FirstFrame, typer.Option(help="Keep all of the first frame, or let it compete.")]
+PaddingOption = Annotated[Padding, typer.Option(help="Never keep letterbox patches, or treat them as black picture.")]
+MotionWeight = Annotated[float, typer.Option(help="How much more an error counts where things move.")]
+StopBelowError = Annotated[float, typer.Option(help="Keep fewer once all that is missing errs less (grey levels).")]
+Seed = Annotated[int, typer.Option(help="Of the random policy.")]
+AllowFewer = Annotated[bool, typer.Option("--allow-fewer", help="Keep all of a clip smaller than the budget.")]
+Threads = Annotated[int, typer.Option(min=1, help="Parts of the file decoded at the same time.")]
+
+_AS_OPTIONS = {"allow_fewer=True": "--allow-fewer", 'first_frame="selected"': "--first-frame selected"}
+_DEFAULT = {field.name: field.default for field in fields(SelectionConfig)}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `select` and `show` have in common; fields as the options."""
+
+    video: str
+    num_frames: int
+    size: int | tuple[int, int]
+    fit: Fit
+    threads: int
+    config: SelectionConfig
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Any video file -> the patches that matter, under an exact budget."""
+    if show_version:
+        typer.echo(f"codec-datasets {version('codec-datasets')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def select(
+    video: Video,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.npz", help="File to write.")],
+    measure: Annotated[bool, typer.Option("--measure", help="Also print hold and coverage.")] = False,
+    num_frames: NumFrames = 64,
+    size: Size = "576",
+    fit: FitOption = "letterbox",
+    patch_size: PatchSize = _DEFAULT["patch_size"],
+    num_patches: NumPatches = _DEFAULT["num_patches"],
+    policy: PolicyOption = _DEFAULT["policy"],
+    block: Block = _DEFAULT["block"],
+    first_frame: FirstFrameOption = _DEFAULT["first_frame"],
+    padding: PaddingOption = _DEFAULT["padding"],
+    motion_weight: MotionWeight = _DEFAULT["motion_weight"],
+    stop_below_error: StopBelowError = _DEFAULT["stop_below_error"],
+    seed: Seed = _DEFAULT["seed"],
+    allow_fewer: AllowFewer = False,
+    threads: Threads = 1,
+) -> None:
+    """Write the patches that matter to an .npz file."""
+    with _clean_errors(output):
+        _require_target(output, (".npz",))
+        config = SelectionConfig(
+            patch_size,
+            num_patches,
+            policy,
+            block,
+            first_frame,
+            padding,
+            motion_weight,
+            stop_below_error,
+            seed,
+            allow_fewer,
+        )
+        request = _Request(video, num_frames, _parse_size(size), fit, threads, config)
+        started = time.perf_counter()
+        clip, selection = _read_and_select(request)
+        seconds = time.perf_counter() - started
+        selection.save_npz(output)
+        _print_summary(clip, selection, seconds, measure)
+        typer.echo(f"wrote     {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def show(
+    video: Video,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help=".png: one picture; .gif, .webp: animated stages.")
+    ],
+    num_frames: NumFrames = 64,
+    size: Size = "576",
+    fit: FitOption = "letterbox",
+    patch_size: PatchSize = _DEFAULT["patch_size"],
+    num_patches: NumPatches = _DEFAULT["num_patches"],
+    policy: PolicyOption = _DEFAULT["policy"],
+    block: Block = _DEFAULT["block"],
+    first_frame: FirstFrameOption = _DEFAULT["first_frame"],
+    padding: PaddingOption = _DEFAULT["padding"],
+    motion_weight: MotionWeight = _DEFAULT["motion_weight"],
+    stop_below_error: StopBelowError = _DEFAULT["stop_below_error"],
+    seed: Seed = _DEFAULT["seed"],
+    allow_fewer: AllowFewer = False,
+    threads: Threads = 1,
+) -> None:
+    """Draw what is kept: a picture or an animation."""
+    with _clean_errors(output):
+        _require_target(output, (".png", ".gif", ".webp"))
+        config = SelectionConfig(
+            patch_size,
+            num_patches,
+            policy,
+            block,
+            first_frame,
+            padding,
+            motion_weight,
+            stop_below_error,
+            seed,
+            allow_fewer,
+        )
+        request = _Request(video, num_frames, _parse_size(size), fit, threads, config)
+        started = time.perf_counter()
+        clip, selection = _read_and_select(request)
+        _print_summary(clip, selection, time.perf_counter() - started, measure=False)
+        with _status("drawing"):
+            _draw(clip, selection, output)
+        typer.echo(f"wrote     {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def doctor() -> None:
+    """Check what this machine can read and select."""
+    from .bitstream import decoder_report
+
+    with _status("testing"):
+        report = decoder_report()
+    typer.echo(f"python           {sys.version.split()[0]}")
+    for package in ("codec-datasets", "numpy", "av", "pillow"):
+        typer.echo(f"{package:<16} {version(package)}")
+    libraries = ", ".join(f"{name} {'.'.join(map(str, number))}" for name, number in report.libraries.items())
+    typer.echo(f"FFmpeg           {libraries}")
+    typer.echo(f"decoders         {_present(report.decoders)}")
+    typer.echo(f"encoders         {_present(report.encoders)}")
+    problems = []
+    for name, passed, need in (
+        ("H.264 decoder", report.decoders.get("h264", False), "most videos can't be read; reinstall the PyAV wheel"),
+        ("motion vectors", report.exports_motion_vectors, "policy energy will not work; reinstall the PyAV wheel"),
+        ("coded residual", report.isolated_packets_work, "policy energy uses estimates instead of coded residuals"),
+    ):
+        typer.echo(f"{name:<16} {'ok' if passed else 'FAILED: ' + need}")
+        problems += [] if passed else [name]
+    typer.echo(f"CPU cores        {os.cpu_count()}")
+    typer.echo("matrix threads   1 in this command; elsewhere set OMP_NUM_THREADS=1 and")
+    typer.echo("                 OPENBLAS_NUM_THREADS=1 before numpy is imported: selection")
+    typer.echo("                 multiplies small matrices, threads slow it down up to 10 times")
+    if {"H.264 decoder", "motion vectors"} & set(problems):
+        raise typer.Exit(1)
+
+
+def _present(found: dict[str, bool]) -> str:
+    missing = [name for name, is_there in found.items() if not is_there]
+    there = " ".join(name for name, is_there in found.items() if is_there)
+    return there + (f"  (missing: {' '.join(missing)})" if missing else "")
+
+
+def _read_and_select(request: _Request) -> tuple:
+    """`(Clip, Selection)`; as `select_video`, but the frames stay."""
+    from .clip import decode_clip
+    from .errors import VideoError
+    from .front_end import select_clip
+    from .grid import frame_size, make_grid, place_picture
+    from .selection import fit_budget
+    from .video import plan_clip
+
+    config, needs_bitstream = request.config, request.config.policy == "energy"
+    make_grid(1, place_picture(*frame_size(request.size), request.size, request.fit), config.patch_size)
+    with _status(f"reading {_fitting(Path(request.video).name, 60)}"):
+        plan = plan_clip(request.video, request.num_frames, repeat_short=needs_bitstream)
+        placement = place_picture(plan.video.height, plan.video.width, request.size, request.fit)
+        try:
+            fit_budget(make_grid(len(plan.frame_indices), placement, config.patch_size), config)
+        except ValueError as error:
+            raise VideoError(request.video, "select", str(error), "Nothing was decoded") from error
+        clip = decode_clip(plan, request.size, request.fit, coded=needs_bitstream, num_threads=request.threads)
+    with _status("selecting patches"):
+        return clip, select_clip(clip, config)
+
+
+def _draw(clip, selection, output: Path) -> None:
+    from .show import draw_selection, draw_stages, frame_milliseconds, save_picture
+
+    if output.suffix.lower() == ".png":
+        save_picture(draw_selection(clip, selection), output)
+    else:
+        save_picture(draw_stages(clip, selection), output, frame_milliseconds(clip.pts_seconds))
+
+
+def _print_summary(clip, selection, seconds: float, measure: bool) -> None:
+    video, grid = clip.video, selection.grid
+    per_frame = grid.content.size if selection.config.padding == "zero" else int(grid.content.sum())
+    total = grid.num_frames * per_frame
+    kept = len(selection.patches)
+    typer.echo(f"video     {_fitting(Path(video.path).name)}")
+    typer.echo(
+        f"          {video.codec}, {video.width}x{video.height}, {video.duration_seconds:.1f} s, "
+        f"{video.num_frames} frames, {grid.num_frames} sampled"
+    )
+    typer.echo(f"kept      {kept} of {total} patches ({kept / total:.0%}), policy {selection.config.policy}")
+    if kept < selection.config.num_patches:
+        typer.echo(f"          fewer than the budget of {selection.config.num_patches}")
+    if measure:
+        from .measures import coverage_psnr, hold_psnr
+
+        with _status("measuring"):
+            facts = [measured(clip.frames, grid, selection.patch_positions) for measured in (hold_psnr, coverage_psnr)]
+        typer.echo(f"hold      {facts[0]:.1f} dB\ncoverage  {facts[1]:.1f} dB")
+    typer.echo(f"took      {seconds:.1f} s")
+
+
+def _fitting(name: str, width: int = 68) -> str:
+    return name if len(name) <= width else f"{name[: width - 23]}...{name[-20:]}"
+
+
+def _parse_size(text: str) -> int | tuple[int, int]:
+    parts = text.lower().split("x")
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"--size must be a number of pixels or HEIGHTxWIDTH, got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def _require_target(output: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a target that can't be written before any work is done."""
+    if output.suffix.lower() not in suffixes:
+        raise ValueError(f"{output}: the name must end in {' or '.join(suffixes)}")
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"{output}: the folder {output.parent} does not exist")
+
+
+@contextmanager
+def _clean_errors(output: Path) -> Iterator[None]:
+    """One line on stderr and exit code 1 instead of a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            place = str(error.filename or output)
+            message = f"{output if place.endswith('.tmp') else place}: {error.strerror}"
+        for python, option in _AS_OPTIONS.items():
+            message = message.replace(python, option)
+        typer.echo("error: " + " ".join(message.split()), err=True)
+        raise typer.Exit(1) from error
+
+
+def _status(message: str):
+    """A spinner on stderr while something takes long; nothing unless stderr is a terminal."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(message)
+
+
+if __name__ == "__main__":
+    app()
