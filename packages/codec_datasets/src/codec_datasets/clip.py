@@ -198,6 +198,31 @@ def clip_from_frames(
     return Clip(fitted, indices.astype(np.int64), seconds.astype(np.float64), placement, video)
 
 
+class _Painter:
+    """Fits decoded pictures into frames; keeps the scaler's tables from one picture to the next."""
+
+    def __init__(self, placement: Placement, rotation: int) -> None:
+        self._placement, self._rotation = placement, rotation
+        self._scaler, self._converter = VideoReformatter(), VideoReformatter()
+
+    def paint(self, frame: av.VideoFrame, out: np.ndarray) -> None:
+        """Scale a picture once, turn it, and write it into `out` `(H, W, 3)`.
+
+        8-bit YUV is scaled as YUV and converted afterwards, which is quicker, and what comes out is nearest to
+        published mosaics; all other formats go to RGB in one step.
+        """
+        height, width = self._placement.resized_height, self._placement.resized_width
+        if self._rotation in (90, 270):
+            height, width = width, height
+        size = {"width": width, "height": height, "interpolation": "AREA", **_ONE_THREAD}
+        to_rgb = {"format": "rgb24", "src_color_range": frame.color_range}  # PyAV 15 and 16 don't look at the frame's
+        if frame.format.name in _YUV_FORMATS:
+            rgb = self._converter.reformat(self._scaler.reformat(frame, **size), **to_rgb, **_ONE_THREAD)
+        else:
+            rgb = self._scaler.reformat(frame, **size, **to_rgb)
+        out[self._placement.content] = np.rot90(rgb.to_ndarray(), self._rotation // 90)[self._placement.crop]
+
+
 class _Sheet:
     """The frames of a clip while they arrive. Slots are disjoint between threads, so no lock is needed."""
 
@@ -215,7 +240,7 @@ class _Sheet:
     def missing(self) -> int:
         return int(np.isnan(self._seconds).sum())
 
-    def put(self, slots: list[int], frame: av.VideoFrame, coded: CodedFrame | None, time_base, painter) -> None:
+    def put(self, slots: list[int], frame, coded: CodedFrame | None, time_base, painter: _Painter) -> None:
         first = slots[0]
         painter.paint(frame, self._frames[first])
         video = self.plan.video
@@ -228,29 +253,6 @@ class _Sheet:
     def clip(self) -> Clip:
         coded = tuple(frame for frame in self._coded if frame is not None)
         return Clip(self._frames, self.plan.frame_indices, self._seconds, self.placement, self.plan.video, coded)
-
-
-class _Painter:
-    """Fits decoded pictures into frames; keeps the scaler's tables from one picture to the next."""
-
-    def __init__(self, placement: Placement, rotation: int) -> None:
-        self._placement, self._rotation = placement, rotation
-        self._scaler, self._converter = VideoReformatter(), VideoReformatter()
-
-    def paint(self, frame: av.VideoFrame, out: np.ndarray) -> None:
-        """Scale a picture once, turn it, and write it into `out` `(H, W, 3)`.
-
-        8-bit YUV is scaled as YUV and converted afterwards, which is quicker, and what comes out is nearest to
-        published mosaics; all other formats go to RGB in one step.
-        """
-        height, width = self._placement.resized_height, self._placement.resized_width
-        if self._rotation in (90, 270):
-            height, width = width, height
-        scaled_format = frame.format.name if frame.format.name in _YUV_FORMATS else "rgb24"
-        size = dict(width=width, height=height, interpolation="AREA", **_ONE_THREAD)
-        scaled = self._scaler.reformat(frame, format=scaled_format, **size)
-        rgb = self._converter.reformat(scaled, format="rgb24", **_ONE_THREAD).to_ndarray()
-        out[self._placement.content] = np.rot90(rgb, self._rotation // 90)[self._placement.crop]
 
 
 class _CodedReader:
