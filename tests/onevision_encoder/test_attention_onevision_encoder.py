@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.integrations import flex_attention as flex_integration
 
-from onevision_encoder.attention_onevision_encoder import Segments, TokenLayout, segment_block_mask
+from onevision_encoder.attention_onevision_encoder import Segments, TokenLayout, attend, segment_block_mask
 
 ATOL = 2e-6  # float32 rounding of sums in another order
 CPU = torch.device("cpu")
@@ -68,6 +70,23 @@ def test_flex_attention_over_several_blocks(build_model, uncompiled_flex):
         expected = build_model("eager")(pixel_values=pixel_values, image_position_ids=position_ids)
         found = build_model("flex_attention")(pixel_values=pixel_values, image_position_ids=position_ids)
     torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("attn_implementation", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_gets_the_boundaries(attn_implementation):
+    calls = []
+
+    def flash_attention(module, query, key, value, attention_mask, **kwargs):
+        calls.append((attention_mask, kwargs))
+        return query, None
+
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation=attn_implementation))
+    row = torch.zeros(1, 2, 8, 32)
+    attend(flash_attention, module, row, row, row, segments=Segments.from_lengths([3, 1, 4], CPU, attn_implementation))
+    attention_mask, kwargs = calls[0]
+    assert attention_mask is None
+    assert kwargs["cu_seq_lens_q"].tolist() == kwargs["cu_seq_lens_k"].tolist() == [0, 3, 4, 8]
+    assert kwargs["max_length_q"] == kwargs["max_length_k"] == 4
 
 
 def test_implementation_can_be_switched(build_model, ragged):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The video processor; reading and selecting is `codec_datasets`' work and is replaced where only the hand-over counts."""
+"""The video processor; reading and selecting, the work of `codec_datasets`, is replaced where the hand-over counts."""
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -44,11 +45,12 @@ def calls(monkeypatch):
         recorded.append(("clip_from_frames", frames.shape, kwargs))
         return clip(len(frames), kwargs["size"])
 
-    def select_clip(clip, **kwargs):
-        recorded.append(("select_clip", clip.frames.shape, kwargs))
-        return selection(clip, **{**kwargs, "num_patches": min(kwargs["num_patches"], 6)})
+    def select_clip(clip, config):
+        recorded.append(("select_clip", clip.frames.shape, config))
+        return selection(clip, **{**config, "num_patches": min(config["num_patches"], 6)})
 
     module = ModuleType("codec_datasets")
+    module.SelectionConfig = dict
     for function in (select_video, read_clip, clip_from_frames, select_clip):
         setattr(module, function.__name__, function)
     monkeypatch.setitem(sys.modules, "codec_datasets", module)
@@ -103,7 +105,7 @@ def test_crop_keeps_the_centre_and_resize_the_whole():
     frame = np.zeros((1, 10, 30, 3), np.uint8)
     frame[:, :, 10:20] = 200
     assert (fit_frames(frame, 10, "crop") == 200).all()
-    assert fit_frames(frame, 10, "resize").mean() == pytest.approx(200 / 3, abs=1)
+    assert fit_frames(frame, 10, "resize").mean() == pytest.approx(200 / 3, abs=2)
 
 
 def test_every_form_of_decoded_frames(frames):
@@ -136,6 +138,7 @@ def test_codec_defaults(calls):
                 "first_frame": "full",
                 "padding": "exclude",
                 "motion_weight": 0.0,
+                "stop_below_error": 0.0,
                 "seed": 0,
                 "allow_fewer": True,
             },
@@ -145,7 +148,8 @@ def test_codec_defaults(calls):
 
 def test_codec_arguments_reach_the_selection(calls):
     changed = {"num_patches": 5, "policy": "energy", "block": 2, "first_frame": "selected", "padding": "zero"}
-    changed |= {"motion_weight": 0.5, "seed": 3, "allow_fewer": False, "num_frames": 4, "size": 56, "fit": "crop"}
+    changed |= {"motion_weight": 0.5, "stop_below_error": 2.0, "seed": 3, "allow_fewer": False}
+    changed |= {"num_frames": 4, "size": 56, "fit": "crop"}
     OneVisionEncoderVideoProcessor(sampling="codec")("clip.mp4", **changed)
     assert changed.items() <= calls[0][2].items()
 
@@ -186,6 +190,17 @@ def test_codec_of_decoded_frames(calls, frames):
     assert found["pixel_values"].shape == (1, 6, 588)
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "codec"])
+def test_times_of_decoded_frames(calls, frames, sampling):
+    processor = OneVisionEncoderVideoProcessor(sampling=sampling, num_frames=3, size=28, return_metadata=True)
+    assert processor(frames)["video_metadata"][0].pts_seconds is None
+    facts = [{"fps": 5.0, "total_num_frames": 12}, {"total_num_frames": 12}]
+    timed, untimed = processor([frames, frames], video_metadata=facts)["video_metadata"]
+    assert timed.timestamps == timed.pts_seconds == [index / 5 for index in timed.frame_indices]
+    assert untimed.pts_seconds is None
+    assert timed.total_num_frames == 12
+
+
 def test_uniform_from_a_file(calls):
     found = OneVisionEncoderVideoProcessor(size=28)("clip.mp4", num_frames=3, return_metadata=True)
     assert calls == [("read_clip", "clip.mp4", {"num_frames": 3, "size": 28, "fit": "crop"})]
@@ -217,7 +232,7 @@ def test_uniform_letterbox_drops_the_padding(calls):
         (np.zeros((8, 8, 3), np.uint8), {}, r"got uint8 of shape \(8, 8, 3\)"),
         ("a.mp4", {"size": 100}, "multiple of patch_size=14, got 100"),
         ("a.mp4", {"size": {"height": 14, "width": 28}}, "square size.*14.*28"),
-        ("a.mp4", {"fps": 2}, "fps=2. Pass num_frames"),
+        ("a.mp4", {"fps": 2, "do_resize": False}, "do_resize, fps do not apply"),
         ("a.mp4", {"policy": "energy", "seed": 1}, 'policy, seed .*sampling="codec"'),
     ],
 )
@@ -250,6 +265,17 @@ def test_saved_is_loaded(tmp_path, frames):
     assert loaded.to_dict() == processor.to_dict()
     assert np.array_equal(loaded(frames)["pixel_values"], processor(frames)["pixel_values"])
     assert AutoVideoProcessor.from_pretrained(tmp_path, sampling="codec").sampling == "codec"
+
+
+def test_published_folder_gives_its_normalisation(tmp_path, config, frames):
+    fields = {"size": {"shortest_edge": 448}, "crop_size": {"height": 448, "width": 448}, "do_center_crop": True}
+    fields |= {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3, "image_processor_type": "CLIPImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    config.save_pretrained(tmp_path)
+    processor = AutoVideoProcessor.from_pretrained(tmp_path)
+    assert type(processor) is OneVisionEncoderVideoProcessor
+    assert (list(processor.image_mean), processor.size) == ([0.1, 0.2, 0.3], None)
+    assert processor(frames)["pixel_values"].shape == (1, 8 * 256, 588)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """OneVision encoder for transformers 5: images, dense frames and sparse codec patches through one path."""
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
-from transformers.models.auto.video_processing_auto import AutoVideoProcessor  # the real one, without torchvision too
+from transformers import AutoBackbone, AutoConfig, AutoModel
+
+# from their modules: without torchvision the top-level names can be placeholders, depending on transformers' version
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .configuration_onevision_encoder import OneVisionEncoderConfig
 from .image_processing_onevision_encoder import OneVisionEncoderImageProcessor

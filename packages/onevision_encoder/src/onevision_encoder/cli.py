@@ -29,7 +29,8 @@ def convert(
     try:
         model = convert_checkpoint(source, target, config, preset, dtype)
     except ConversionError as error:
-        typer.echo(f"{source}: {error}", err=True)
+        message = str(error)
+        typer.echo(message if str(source) in message else f"{source}: {message}", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"{target}: {sum(x.numel() for x in model.parameters()):,} parameters, {model.dtype}")
 

@@ -96,7 +96,7 @@ class OneVisionEncoderImageProcessor(PilBackend):
     """
 
     valid_kwargs = OneVisionEncoderImageProcessorKwargs
-    model_input_names = ("pixel_values", "image_position_ids")
+    model_input_names = ["pixel_values", "image_position_ids"]  # noqa: RUF012
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD

@@ -176,15 +176,15 @@ def check_frames(
     num_tokens = num_patches
     if visible_indices is not None:
         num_tokens = visible_indices.shape[-1]
-        limit = num_slots * patches_per_frame if patch_positions is None else num_patches
-        limit = limit if num_tokens == num_patches else min(limit, num_patches)
-        _check_visible_indices(visible_indices, shape, limit)
+        selects, places = num_tokens != num_patches, patch_positions is None
+        limits = [num_patches] * selects + [num_slots * patches_per_frame] * places
+        _check_visible_indices(visible_indices, shape, min(limits, default=None))
     if patch_positions is not None:
         _check_patch_positions(patch_positions, shape, num_tokens)
 
 
-def _check_visible_indices(visible_indices: torch.Tensor, pixel_shape: tuple[int, ...], limit: int) -> None:
-    """Check shape and range of `visible_indices`; `limit` is the first index out of range."""
+def _check_visible_indices(visible_indices: torch.Tensor, pixel_shape: tuple[int, ...], limit: int | None) -> None:
+    """Check shape and range of `visible_indices`; `limit` is the first index out of range, None if they go unused."""
     shape = tuple(visible_indices.shape)
     if len(shape) != 2 or shape[0] not in (1, pixel_shape[0]) or shape[1] == 0:
         raise ValueError(
@@ -192,7 +192,9 @@ def _check_visible_indices(visible_indices: torch.Tensor, pixel_shape: tuple[int
         )
     if visible_indices.is_floating_point() or visible_indices.dtype == torch.bool:
         raise ValueError(f"Expected integer visible_indices, got {visible_indices.dtype}.")
-    if _readable(visible_indices) and (visible_indices.min() < 0 or visible_indices.max() >= limit):
+    if limit is None or not _readable(visible_indices):
+        return
+    if visible_indices.min() < 0 or visible_indices.max() >= limit:
         raise ValueError(
             f"visible_indices of shape {shape} lies in [{visible_indices.min()}, {visible_indices.max()}], but for "
             f"pixel_values of shape {pixel_shape} indices must lie in [0, {limit - 1}]."

@@ -288,6 +288,24 @@ class OneVisionEncoderStack(OneVisionEncoderPreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
+def padding_mask(
+    config: OneVisionEncoderConfig, hidden_states: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor | None:
+    """Build the mask of a padded batch, in the form the attention implementation wants, without reading values.
+
+    Args:
+        config: names the implementation.
+        hidden_states: `(B, S, dim)`.
+        valid: `(B, S)` bool, False on padding.
+    """
+    if config._attn_implementation != "flex_attention":
+        return create_bidirectional_mask(config, hidden_states, valid)
+    # a block mask would be built from the values of `valid`, which are out of reach while compiling: added to scores
+    bias = torch.zeros_like(valid, dtype=hidden_states.dtype)
+    bias = bias.masked_fill(~valid, torch.finfo(hidden_states.dtype).min)
+    return bias[:, None, None, :].expand(-1, 1, valid.shape[1], -1)
+
+
 class OneVisionEncoderTower(OneVisionEncoderPreTrainedModel):
     """What encoder and backbone share: embedding, blocks, post-norm."""
 
@@ -309,7 +327,7 @@ class OneVisionEncoderTower(OneVisionEncoderPreTrainedModel):
         cos, sin = (x.to(hidden_states.dtype).unsqueeze(1) for x in (cos, sin))
         attention_mask = None
         if layout.valid is not None and layout.segments is None:
-            attention_mask = create_bidirectional_mask(self.config, hidden_states, layout.valid)
+            attention_mask = padding_mask(self.config, hidden_states, layout.valid)
         return self.encoder(
             hidden_states, (cos, sin), attention_mask=attention_mask, segments=layout.segments, **kwargs
         )

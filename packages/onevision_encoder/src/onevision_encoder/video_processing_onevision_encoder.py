@@ -35,9 +35,12 @@ SELECTION_ARGUMENTS = (
     "first_frame",
     "padding",
     "motion_weight",
+    "stop_below_error",
     "seed",
     "allow_fewer",
 )
+FOREIGN_ARGUMENTS = ("fps", "do_resize", "resample", "do_center_crop", "crop_size")  # every video processor has them
+NORMALISATION = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
 
 
 class OneVisionEncoderVideoProcessorKwargs(VideosKwargs, total=False):
@@ -54,6 +57,7 @@ class OneVisionEncoderVideoProcessorKwargs(VideosKwargs, total=False):
         first_frame: codec: `"full"` keeps all of the first frame, `"selected"` does not.
         padding: codec: `"exclude"` drops letterbox patches, `"zero"` keeps them as published.
         motion_weight: codec: how much more an error counts where things move.
+        stop_below_error: codec: leave out patches that would mend less, root mean square error in grey levels.
         seed: codec: of the random policy.
         allow_fewer: codec: a clip that holds fewer patches gives a shorter row; otherwise it raises.
     """
@@ -68,6 +72,7 @@ class OneVisionEncoderVideoProcessorKwargs(VideosKwargs, total=False):
     first_frame: Literal["full", "selected"] | None
     padding: Literal["exclude", "zero"] | None
     motion_weight: float | int | None
+    stop_below_error: float | int | None
     seed: int | None
     allow_fewer: bool | None
 
@@ -95,6 +100,17 @@ class ClipMetadata(VideoMetadata):
     def timestamps(self) -> list[float]:
         """Presentation times of the sampled frames in seconds; real ones where known."""
         return self.pts_seconds if self.pts_seconds is not None else super().timestamps
+
+    def time_frames(self, fps: float | None) -> None:
+        """Set the times of decoded frames from their number; without a frame rate they are unknown."""
+        self.fps = fps
+        self.pts_seconds = [index / fps for index in self.frames_indices] if fps else None
+
+
+def known_fps(video_metadata: Any, number: int) -> float | None:
+    """Take the frame rate of one video from what the caller passed along: one mapping for all, a list, or nothing."""
+    entry = video_metadata[number] if isinstance(video_metadata, Sequence) else video_metadata
+    return entry["fps"] if entry is not None and "fps" in entry else None
 
 
 @dataclass(frozen=True)
@@ -128,8 +144,11 @@ class ClipOptions:
             raise ValueError(
                 f'{", ".join(misplaced)} select patches and need sampling="codec", got sampling="uniform".'
             )
-        if options.get("fps") is not None:
-            raise ValueError(f"Frames are sampled by number, got fps={options['fps']}. Pass num_frames instead.")
+        foreign = sorted(given & set(FOREIGN_ARGUMENTS))
+        if foreign:
+            raise ValueError(
+                f"{', '.join(foreign)} do not apply: frames are sampled by num_frames and brought to size by fit."
+            )
         num_frames = options["num_frames"] or defaults["num_frames"]
         size = square_side(options["size"]) or defaults["grid_side"] * patch_size
         if size % patch_size:
@@ -254,7 +273,7 @@ class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
     """
 
     valid_kwargs = OneVisionEncoderVideoProcessorKwargs
-    model_input_names = ("pixel_values", "image_position_ids")
+    model_input_names = ["pixel_values", "image_position_ids"]  # noqa: RUF012
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
     do_rescale = True
@@ -271,8 +290,19 @@ class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
     first_frame = "full"
     padding = "exclude"
     motion_weight = 0.0
+    stop_below_error = 0.0
     seed = 0
     allow_fewer = True
+
+    @classmethod
+    def get_video_processor_dict(
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the settings of a folder; of one that has an image processor only, as published, the normalisation."""
+        settings, kwargs = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "video_processor_type" not in settings:
+            settings = {name: settings[name] for name in NORMALISATION if name in settings}
+        return settings, kwargs
 
     def preprocess(self, videos: Any, **kwargs: Unpack[OneVisionEncoderVideoProcessorKwargs]) -> BatchFeature:
         """Read videos and cut them into a patch sequence.
@@ -295,9 +325,12 @@ class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
         options = self._standardize_kwargs(**options)
         clip_options = ClipOptions.resolve(options, given)
         patches, positions, metadata = [], [], []
-        for video in split_videos(videos):
+        for number, video in enumerate(split_videos(videos)):
             pixels, places, facts = READERS[clip_options.sampling](video, clip_options)
             facts.num_patches, facts.sampling = len(pixels), clip_options.sampling
+            if not isinstance(video, str):
+                facts.total_num_frames = len(video)
+                facts.time_frames(known_fps(options["video_metadata"], number))
             patches.append(self._normalize_patches(pixels, options))
             positions.append(places)
             metadata.append(facts)
@@ -332,14 +365,8 @@ def read_uniform(video: str | np.ndarray, options: ClipOptions) -> tuple[np.ndar
     if options.fit == "letterbox":
         clip = _read_clip(video, options)
         everything = len(clip.frames) * (options.size // options.patch_size) ** 2
-        selection = load_codec_datasets().select_clip(
-            clip,
-            patch_size=options.patch_size,
-            num_patches=everything,
-            policy="uniform",
-            padding="exclude",
-            allow_fewer=True,
-        )
+        every_patch = {"num_patches": everything, "policy": "uniform", "padding": "exclude", "allow_fewer": True}
+        selection = _select(clip, options.patch_size, every_patch)
         places = selection.patch_positions.astype(np.int64)
         places[:, 0] = time_slots(len(clip.frames))[places[:, 0]]
         return _flatten(selection.patches), places, _describe(selection)
@@ -349,7 +376,8 @@ def read_uniform(video: str | np.ndarray, options: ClipOptions) -> tuple[np.ndar
     else:
         indices = _sampled_indices(len(video), options)
         frames = fit_frames(video[indices], options.size, options.fit)
-        facts = ClipMetadata(len(video), height=video.shape[1], width=video.shape[2], frames_indices=indices.tolist())
+        height, width = video.shape[1:3]
+        facts = ClipMetadata(len(video), height=height, width=width, frames_indices=indices.tolist())
     patches = np.concatenate([cut_patches(frame.transpose(2, 0, 1), options.patch_size) for frame in frames])
     side = options.size // options.patch_size
     return patches, grid_of_positions(time_slots(len(frames)), side, side), facts
@@ -357,9 +385,8 @@ def read_uniform(video: str | np.ndarray, options: ClipOptions) -> tuple[np.ndar
 
 def read_codec(video: str | np.ndarray, options: ClipOptions) -> tuple[np.ndarray, np.ndarray, ClipMetadata]:
     """Select the patches of a clip; arguments and result as of `read_uniform`."""
-    codec_datasets = load_codec_datasets()
     if isinstance(video, str):
-        selection = codec_datasets.select_video(
+        selection = load_codec_datasets().select_video(
             video,
             num_frames=options.num_frames,
             size=options.size,
@@ -369,8 +396,7 @@ def read_codec(video: str | np.ndarray, options: ClipOptions) -> tuple[np.ndarra
             **options.selection,
         )
     else:
-        clip = _read_clip(video, options)
-        selection = codec_datasets.select_clip(clip, patch_size=options.patch_size, **options.selection)
+        selection = _select(_read_clip(video, options), options.patch_size, options.selection)
     return _flatten(selection.patches), selection.patch_positions.astype(np.int64), _describe(selection)
 
 
@@ -384,6 +410,12 @@ def _read_clip(video: str | np.ndarray, options: ClipOptions) -> Any:
         return codec_datasets.read_clip(video, num_frames=options.num_frames, size=options.size, fit=options.fit)
     indices = _sampled_indices(len(video), options)
     return codec_datasets.clip_from_frames(video[indices], size=options.size, fit=options.fit, frame_indices=indices)
+
+
+def _select(clip: Any, patch_size: int, selection: dict[str, Any]) -> Any:
+    """Select patches of a clip that is already read; `selection` as in `ClipOptions`."""
+    codec_datasets = load_codec_datasets()
+    return codec_datasets.select_clip(clip, codec_datasets.SelectionConfig(patch_size=patch_size, **selection))
 
 
 def _sampled_indices(num_source_frames: int, options: ClipOptions) -> np.ndarray:
