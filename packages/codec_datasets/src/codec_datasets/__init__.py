@@ -10,7 +10,8 @@ from .video import VideoInfo, probe_video
 from .clip import Clip, clip_from_frames, read_clip
 from .signals import Signals, compute_signals
 from .scoring import score_patches
-from .selection import POLICIES, SelectionConfig, select_patches
+from .policies import POLICIES
+from .selection import SelectionConfig, select_patches
 from .streaming import ReplenishStream
 from .packing import gather_patches, pack_mosaics, unpack_mosaics
 from .measures import coverage_psnr, hold_psnr

@@ -2,8 +2,6 @@
 """All stages in one call: video file -> `Selection`."""
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from .clip import Clip, decode_clip
 from .errors import VideoError
+from .files import written_whole
 from .grid import Fit, PatchGrid, Placement, frame_size, make_grid, place_picture
 from .packing import gather_patches
 from .scoring import score_patches
@@ -65,23 +64,18 @@ class Selection:
     def save_npz(self, path: str | Path) -> None:
         """Write one `.npz` file, whole or not at all: `patches`, `patch_positions`, `frame_indices`, `pts_seconds`,
         `content` and `valid` `(grid_h, grid_w)`, and `placement`, `video` and `config` as JSON."""
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(
-                    file,
-                    patches=self.patches,
-                    patch_positions=self.patch_positions,
-                    frame_indices=self.frame_indices,
-                    pts_seconds=self.pts_seconds,
-                    content=self.grid.content,
-                    valid=self.grid.valid,
-                    **{name: json.dumps(asdict(getattr(self, name))) for name in _RECORDS},
-                )
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        records = {name: json.dumps(asdict(getattr(self, name))) for name in _RECORDS}
+        with written_whole(path) as file:
+            np.savez(
+                file,
+                patches=self.patches,
+                patch_positions=self.patch_positions,
+                frame_indices=self.frame_indices,
+                pts_seconds=self.pts_seconds,
+                content=self.grid.content,
+                valid=self.grid.valid,
+                **records,
+            )
 
 
 def load_npz(path: str | Path) -> Selection:

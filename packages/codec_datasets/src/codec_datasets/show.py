@@ -5,7 +5,6 @@ Pillow and numpy only. Text uses Pillow's built-in font, which knows ASCII: othe
 question marks.
 """
 
-import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .clip import Clip
+from .files import written_whole
 from .front_end import Selection
 from .measures import coverage_psnr, hold_psnr
 
@@ -121,13 +121,8 @@ def save_picture(picture: Image.Image | Sequence[Image.Image], path: str | Path,
     frames = [picture] if is_still else list(picture)
     if kind == "GIF":
         frames = _with_palettes(frames)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            frames[0].save(file, format=kind, append_images=frames[1:], **options)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(target) as file:
+        frames[0].save(file, format=kind, append_images=frames[1:], **options)
 
 
 def _with_palettes(frames: list[Image.Image]) -> list[Image.Image]:

@@ -16,7 +16,8 @@ class ReplenishStream:
         threshold: root mean square error in grey levels above which a patch is kept.
         patch_size: P.
         block: 2 keeps whole 2 x 2 blocks.
-        valid: `(grid_h, grid_w)` bool, patches that may be kept; all if not given.
+        valid: `(grid_h, grid_w)` bool, patches that may be kept (`grid.content`; a block counts if any of
+            it may); all if not given.
         first_frame: `full` keeps every valid patch of the first frame, `selected` compares it with black.
 
     Example:
@@ -85,7 +86,7 @@ class ReplenishStream:
         expected = shape[0] * self.block, shape[1] * self.block
         if self._valid.shape != expected:
             raise ValueError(f"valid must be {expected} for these frames, got {self._valid.shape}")
-        return self._valid.reshape(shape[0], self.block, shape[1], self.block).all((1, 3))
+        return self._valid.reshape(shape[0], self.block, shape[1], self.block).any((1, 3))
 
 
 def _unit_errors(frame: np.ndarray, held: np.ndarray, unit: int) -> np.ndarray:

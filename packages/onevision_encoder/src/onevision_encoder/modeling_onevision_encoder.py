@@ -352,8 +352,8 @@ class OneVisionEncoderModel(OneVisionEncoderTower):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        patch_positions: torch.Tensor | None = None,
         visible_indices: torch.Tensor | None = None,
+        patch_positions: torch.Tensor | None = None,
         image_position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
@@ -366,10 +366,10 @@ class OneVisionEncoderModel(OneVisionEncoderTower):
         Args:
             pixel_values: normalised pixels. `(B, C, H, W)`: images, at t = 0. `(B, C, T, H, W)`: frames.
                 `(num_items, max_patches, C * P * P)`: a patch sequence, each patch flattened as `(C, P, P)`.
-            patch_positions: 4-D and 5-D input: `(B or 1, S, 3)` positions (t, h, w) of the patches that stay;
-                default the grid's own.
             visible_indices: 4-D and 5-D input: `(B or 1, S)` flat indices into a grid of `rope_temporal_size`
                 frames. Fewer or more than there are patches: they select. As many: they place, and move nothing.
+            patch_positions: 4-D and 5-D input: `(B or 1, S, 3)` positions (t, h, w) of the patches that stay;
+                default the grid's own.
             image_position_ids: patch sequence: `(num_items, max_patches, 3)` integer positions (t, h, w); a row of -1
                 is padding, anywhere in an item.
             **kwargs: `output_hidden_states`, `output_attentions` (eager only), `return_dict`, and arguments of the
