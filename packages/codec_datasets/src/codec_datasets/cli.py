@@ -2,37 +2,22 @@
 """Command line: `codec-datasets select | show | doctor`."""
 
 import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
 
-_SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-_IS_LIMITED = all(name in os.environ for name in _SINGLE_THREAD)
-for _name, _value in _SINGLE_THREAD.items():  # before numpy: threads on tiny matrices cost up to 10 times the time
-    os.environ.setdefault(_name, _value)
+import typer
 
-import sys  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from contextlib import contextmanager, nullcontext  # noqa: E402
-from dataclasses import dataclass, fields  # noqa: E402
-from importlib.metadata import version  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Annotated, Any  # noqa: E402
-
-import typer  # noqa: E402
-
-from .grid import Fit  # noqa: E402
-from .selection import FirstFrame, Padding, Policy, SelectionConfig  # noqa: E402
+from .grid import Fit
+from .selection import FirstFrame, Padding, Policy, SelectionConfig
 
 
-class _App(typer.Typer):
-    """Starts again with one thread per matrix product where numpy was imported before this module could ask for it."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not _IS_LIMITED and os.name == "posix":
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-        return super().__call__(*args, **kwargs)
-
-
-app = _App(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Video = Annotated[str, typer.Argument(metavar="VIDEO", help="File, http(s):// or any fsspec address.")]
 NumFrames = Annotated[int, typer.Option(min=1, help="Frames to sample, first and last included.")]
@@ -193,9 +178,7 @@ def doctor() -> None:
         typer.echo(f"{name:<16} {'ok' if passed else 'FAILED: ' + need}")
         problems += [] if passed else [name]
     typer.echo(f"CPU cores        {os.cpu_count()}")
-    typer.echo("matrix threads   1 in this command; elsewhere set OMP_NUM_THREADS=1 and")
-    typer.echo("                 OPENBLAS_NUM_THREADS=1 before numpy is imported: selection")
-    typer.echo("                 multiplies small matrices, threads slow it down up to 10 times")
+    typer.echo("matrix threads   1 while selecting; set OMP_NUM_THREADS=1 for many processes")
     if {"H.264 decoder", "motion vectors"} & set(problems):
         raise typer.Exit(1)
 
@@ -207,26 +190,19 @@ def _present(found: dict[str, bool]) -> str:
 
 
 def _read_and_select(request: _Request) -> tuple:
-    """`(Clip, Selection)`; as `select_video`, but the frames stay."""
-    from .clip import decode_clip
-    from .errors import VideoError
-    from .front_end import select_clip
-    from .grid import frame_size, make_grid, place_picture
-    from .selection import fit_budget
-    from .video import plan_clip
+    """`(Clip, Selection)` of a request."""
+    from .front_end import read_and_select
 
-    config, needs_bitstream = request.config, request.config.policy == "energy"
-    make_grid(1, place_picture(*frame_size(request.size), request.size, request.fit), config.patch_size)
-    with _status(f"reading {_fitting(Path(request.video).name, 60)}"):
-        plan = plan_clip(request.video, request.num_frames, repeat_short=needs_bitstream)
-        placement = place_picture(plan.video.height, plan.video.width, request.size, request.fit)
-        try:
-            fit_budget(make_grid(len(plan.frame_indices), placement, config.patch_size), config)
-        except ValueError as error:
-            raise VideoError(request.video, "select", str(error), "Nothing was decoded") from error
-        clip = decode_clip(plan, request.size, request.fit, coded=needs_bitstream, num_threads=request.threads)
-    with _status("selecting patches"):
-        return clip, select_clip(clip, config)
+    with _progress(f"reading {_fitting(Path(request.video).name, 40)}") as on_progress:
+        return read_and_select(
+            request.video,
+            request.config,
+            num_frames=request.num_frames,
+            size=request.size,
+            fit=request.fit,
+            num_threads=request.threads,
+            on_progress=on_progress,
+        )
 
 
 def _draw(clip, selection, output: Path) -> None:
@@ -294,6 +270,20 @@ def _clean_errors(output: Path) -> Iterator[None]:
             message = message.replace(python, option)
         typer.echo("error: " + " ".join(message.split()), err=True)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def _progress(message: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr that fills with `(done, total)` and vanishes; None unless stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(message, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _status(message: str):

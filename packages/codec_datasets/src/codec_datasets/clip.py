@@ -10,7 +10,7 @@ length.
 import logging
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _PICTURE_TYPES = {int(PictureType.I): "I", int(PictureType.P): "P", int(PictureType.B): "B"}
 _YUV_FORMATS = {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p"}
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}  # older scalers have one anyway
+Progress = Callable[[int, int], None]
 _KEPT_PACKETS = 64  # longest wait between a packet and its picture when decoding in order
 
 
@@ -143,17 +144,18 @@ def decode_clip(
     *,
     coded: bool = False,
     num_threads: int = 1,
+    on_progress: Progress | None = None,
 ) -> Clip:
-    """Decode the frames of a plan. Arguments as in `read_clip`."""
+    """Decode the frames of a plan. Arguments as in `read_clip`; `on_progress(done, total)` is told of each frame."""
     video = plan.video
-    sheet = _Sheet(plan, place_picture(video.height, video.width, size, fit), coded)
+    sheet = _Sheet(plan, place_picture(video.height, video.width, size, fit), coded, on_progress)
     if plan.pts:
         _decode_by_seeking(plan, sheet, num_threads)
         if sheet.missing:
             logger.info("%s: %d frames did not arrive after seeking, decoding in order", video.path, sheet.missing)
             repeat_short = len(plan.frame_indices) > video.num_frames
             in_order = plan_in_order(video.path, len(plan.frame_indices), repeat_short)
-            return decode_clip(in_order, size, fit, coded=coded)
+            return decode_clip(in_order, size, fit, coded=coded, on_progress=on_progress)
     else:
         _decode_in_order(plan, sheet)
         if sheet.missing:
@@ -226,8 +228,8 @@ class _Painter:
 class _Sheet:
     """The frames of a clip while they arrive. Slots are disjoint between threads, so no lock is needed."""
 
-    def __init__(self, plan: ClipPlan, placement: Placement, coded: bool) -> None:
-        self.plan, self.placement, self.coded = plan, placement, coded
+    def __init__(self, plan: ClipPlan, placement: Placement, coded: bool, on_progress: Progress | None) -> None:
+        self.plan, self.placement, self.coded, self._on_progress = plan, placement, coded, on_progress
         count = len(plan.frame_indices)
         self._frames = np.zeros((count, placement.height, placement.width, 3), np.uint8)
         self._seconds = np.full(count, np.nan)
@@ -249,6 +251,8 @@ class _Sheet:
         for slot in slots:
             self._frames[slot] = self._frames[first]
             self._coded[slot], self._seconds[slot] = coded, seconds
+        if self._on_progress:
+            self._on_progress(len(self) - self.missing, len(self))
 
     def clip(self) -> Clip:
         coded = tuple(frame for frame in self._coded if frame is not None)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .blas import single_threaded_blas
+
 _CENTRE = np.uint8(128)
 _MAX_FEATURES = 1023  # 1023 * 128^2 < 2^24
 _LOCATIONS_AT_ONCE = 6  # about 1 MB of float32, stays in the second-level cache
@@ -61,6 +63,7 @@ class PatchDistances:
         return step
 
 
+@single_threaded_blas
 def patch_distances(
     frames: np.ndarray, unit: int, rows: slice, columns: slice, with_dark: bool = True
 ) -> PatchDistances:

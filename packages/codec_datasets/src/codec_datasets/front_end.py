@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .clip import Clip, decode_clip
+from .clip import Clip, Progress, decode_clip
 from .errors import VideoError
 from .files import written_whole
 from .grid import Fit, PatchGrid, Placement, frame_size, make_grid, place_picture
@@ -148,12 +148,28 @@ def select_video(
         seed=seed,
         allow_fewer=allow_fewer,
     )
-    make_grid(1, place_picture(*frame_size(size), size, fit), patch_size)  # refuses indivisible sizes
-    plan = plan_clip(path, num_frames, repeat_short=policy == "energy")
+    return read_and_select(path, config, num_frames=num_frames, size=size, fit=fit, num_threads=num_threads)[1]
+
+
+def read_and_select(
+    path: str | Path,
+    config: SelectionConfig,
+    *,
+    num_frames: int = 64,
+    size: int | tuple[int, int] = 576,
+    fit: Fit = "letterbox",
+    num_threads: int = 1,
+    on_progress: Progress | None = None,
+) -> tuple[Clip, Selection]:
+    """As `select_video`, for callers that also want the frames; `on_progress(done, total)` is told of each frame."""
+    make_grid(1, place_picture(*frame_size(size), size, fit), config.patch_size)  # refuses indivisible sizes
+    needs_bitstream = config.policy == "energy"
+    plan = plan_clip(path, num_frames, repeat_short=needs_bitstream)
     placement = place_picture(plan.video.height, plan.video.width, size, fit)
-    _require_budget(plan.video, make_grid(len(plan.frame_indices), placement, patch_size), config)
-    clip = decode_clip(plan, size, fit, coded=policy == "energy", num_threads=num_threads)
-    return select_clip(clip, config)
+    _require_budget(plan.video, make_grid(len(plan.frame_indices), placement, config.patch_size), config)
+    options = {"coded": needs_bitstream, "num_threads": num_threads, "on_progress": on_progress}
+    clip = decode_clip(plan, size, fit, **options)
+    return clip, select_clip(clip, config)
 
 
 def select_clip(clip: Clip, config: SelectionConfig) -> Selection:
@@ -183,4 +199,4 @@ def _require_budget(video: VideoInfo, grid: PatchGrid, config: SelectionConfig) 
     try:
         fit_budget(grid, config)
     except ValueError as error:
-        raise VideoError(video.path, "select", str(error), "Nothing was decoded") from error
+        raise VideoError(video.path, "select", str(error), "Change the budget or leave the video out") from error

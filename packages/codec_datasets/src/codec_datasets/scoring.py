@@ -7,6 +7,7 @@ frame costs two matrix products.
 
 import numpy as np
 
+from .blas import single_threaded_blas
 from .grid import PatchGrid, Placement
 from .signals import Signals
 
@@ -18,6 +19,7 @@ _LEAST_MOTION = 1e-6  # published floors of the per-frame divisors, pixels and g
 _LEAST_RESIDUAL = 1.0
 
 
+@single_threaded_blas
 def score_patches(signals: Signals, grid: PatchGrid, placement: Placement, rotation: int = 0) -> np.ndarray:
     """Energy of each patch: OneVision-Encoder's rule with the true coded residual.
 

@@ -37,7 +37,8 @@ _ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 def draw_selection(clip: Clip, selection: Selection) -> Image.Image:
     """Draw one picture: kept patches over the frames, patches per moment, and a caption.
 
-    Dropped patches are pale and grey, kept ones in full colour. A sheet shows at most 12 frames, evenly spaced.
+    Dropped patches are pale and grey, kept ones in full colour. Longer clips are cut into 12 equal parts, and of each
+    part the frame with the most kept patches is shown.
 
     Args:
         clip: the frames that the selection was made from.
@@ -50,7 +51,8 @@ def draw_selection(clip: Clip, selection: Selection) -> Image.Image:
         ValueError: if the selection belongs to other frames.
     """
     _require_same_frames(clip, selection)
-    slots = np.unique(np.linspace(0, len(clip.frames) - 1, _MOST_TILES).round().astype(int))
+    parts = np.array_split(np.arange(len(clip.frames)), min(_MOST_TILES, len(clip.frames)))
+    slots = np.array([part[selection.patches_per_frame[part].argmax()] for part in parts])
     parts = [_caption(clip, selection), _contact_sheet(clip, selection, slots), _timeline(selection, slots)]
     return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
 
@@ -118,6 +120,7 @@ def save_picture(picture: Image.Image | Sequence[Image.Image], path: str | Path,
         raise ValueError(f"{target.name}: {kind} needs a name that ends in {' or '.join(formats)}")
     kind = formats[target.suffix.lower()]
     options: dict = {"optimize": True} if is_still else {"save_all": True, "duration": milliseconds, "loop": 0}
+    options |= {"quality": 75, "method": 4} if kind == "WEBP" else {}
     frames = [picture] if is_still else list(picture)
     if kind == "GIF":
         frames = _with_palettes(frames)
