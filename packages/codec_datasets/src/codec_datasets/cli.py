@@ -16,7 +16,6 @@ import typer
 from .grid import Fit
 from .selection import FirstFrame, Padding, Policy, SelectionConfig
 
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Video = Annotated[str, typer.Argument(metavar="VIDEO", help="File, http(s):// or any fsspec address.")]
