@@ -122,12 +122,17 @@ class Clips:
 
     def turned(self, name: str, source: Path, clockwise: int) -> Path:
         """A copy of an mp4 file whose track header asks players to turn the picture clockwise."""
+        cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[clockwise]
+        return self.transformed(name, source, ((cosine, sine), (-sine, cosine)))
+
+    def transformed(self, name: str, source: Path, matrix: tuple[tuple[int, int], tuple[int, int]]) -> Path:
+        """A copy of an mp4 file with another display matrix: the rows say where x and y point."""
         one, corner = 1 << 16, 1 << 30
-        cosine, sine = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[clockwise]
+        (a, b), (c, d) = matrix
         content = bytearray(source.read_bytes())
         at = content.find(b"tkhd") + 4
         at += 40 if content[at] == 0 else 52  # the matrix follows times, ids, duration, layer and volume
-        content[at : at + 36] = struct.pack(">9i", cosine, sine, 0, -sine, cosine, 0, 0, 0, corner)
+        content[at : at + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, corner)
         return self.bytes(name, bytes(content))
 
     @staticmethod

@@ -134,10 +134,18 @@ DAMAGED = {
 }
 
 
+def _shortened(clips, name, source, seed=0):
+    """A copy without a random tenth, or cut at a random place."""
+    content, rng = source.read_bytes(), np.random.default_rng(seed)
+    start = int(rng.integers(1, len(content)))
+    end = start + len(content) // 10 if rng.integers(2) else len(content)
+    return clips.bytes(name, content[:start] + content[end:])
+
+
 @POLICY
 @pytest.mark.parametrize("name", DAMAGED)
-@pytest.mark.parametrize("damage", [_overwritten, _flipped])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("damage", [_overwritten, _flipped, _shortened])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_damage_in_the_middle(clips, name, damage, policy, seed):
     path = damage(clips, f"{damage.__name__}{seed}_{name}", clips.write(name, g=12, bf=2, **DAMAGED[name]), seed)
     try:

@@ -42,6 +42,24 @@ def test_fits_show_the_same_picture(clips, moving_clip):
     assert np.array_equal(crop.frames, picture[:, :, 16:112])
 
 
+@pytest.mark.parametrize(
+    ("matrix", "rotation"),
+    [
+        (((-1, 0), (0, 1)), 0),  # left and right exchanged
+        (((1, 0), (0, -1)), 180),  # top and bottom exchanged
+        (((0, 1), (1, 0)), 270),  # exchanged along the diagonal: the left column becomes the top row
+    ],
+)
+def test_mirrored_pictures_stay_upright(clips, marked_clip, matrix, rotation):
+    """The mirroring itself is not undone; what is shown on top is on top."""
+    path = clips.transformed(f"mirrored{rotation}.mp4", marked_clip, matrix)
+    clip = read_clip(path, 3, (128, 128), "resize")
+    assert clip.video.rotation == rotation
+    (_, b), (_, d) = matrix  # whether x and y point down (1) or up (-1)
+    top, bottom = clip.frames[0, :64].mean(), clip.frames[0, 64:].mean()
+    assert (top > bottom) == (b >= 0 and d >= 0)  # the marked quarter lies at the origin of x and y
+
+
 @pytest.mark.parametrize(("clockwise", "corner"), [(90, "top right"), (180, "bottom right"), (270, "bottom left")])
 def test_rotation_turns_the_picture(clips, marked_clip, clockwise, corner):
     path = clips.turned(f"turned{clockwise}.mp4", marked_clip, clockwise)

@@ -157,7 +157,7 @@ def test_black_video_may_keep_nothing(clips):
 
 
 def test_storage_gives_the_selection_back(moving_clip, tmp_path):
-    selection = select_video(moving_clip, num_frames=8, size=96, num_patches=100, block=2)
+    selection = select_video(moving_clip, num_frames=8, size=np.int64(96), num_patches=np.int64(100), block=2)
     selection.save_npz(tmp_path / "selection.npz")
     stored = load_npz(tmp_path / "selection.npz")
     for name in ("patches", "patch_positions", "frame_indices", "pts_seconds"):

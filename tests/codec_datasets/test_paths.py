@@ -3,6 +3,7 @@
 
 import contextlib
 import http.server
+import io
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from codec_datasets import VideoError, probe_video, select_video
+from codec_datasets import VideoError, probe_video, select_video, video
 
 SMALL = {"num_frames": 8, "size": 96, "num_patches": 100}
 NAMES = [
@@ -50,7 +51,7 @@ def test_names_that_are_no_text_open(moving_clip, tmp_path):
 
 
 def _refused(path, stage, reason, advice):
-    with pytest.raises(VideoError, match=f"^{re.escape(str(path))}: {stage}: ") as caught:
+    with pytest.raises(VideoError, match=f"^{re.escape(str(path))}: ({stage}): ") as caught:
         select_video(path, **SMALL)
     assert re.search(reason, caught.value.reason), caught.value.reason
     assert re.search(advice, caught.value.advice), caught.value.advice
@@ -116,6 +117,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     folder: Path
     has_ranges: bool
+    breaks: str = ""
 
     def do_GET(self):
         path = self.folder / self.path.lstrip("/")
@@ -132,22 +134,34 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         with contextlib.suppress(OSError):  # the reader has seen enough
-            self.wfile.write(content[start:])
+            half = len(content) // 2 if self.breaks else len(content)
+            self.wfile.write(content[start:half])
+            self.wfile.flush()
+            if self.breaks == "stalls":
+                self.server.silence.wait(60)
 
     def log_message(self, *args):
         pass
 
 
-@pytest.fixture(params=[True, False], ids=["ranges", "no ranges"])
-def address(request, clips, monkeypatch):
+@contextlib.contextmanager
+def _serving(folder, monkeypatch, **options):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    handler = type("Handler", (_Handler,), {"folder": clips.folder, "has_ranges": request.param})
+    handler = type("Handler", (_Handler,), {"folder": folder, **options})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads, server.silence = True, threading.Event()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield request.param, f"http://127.0.0.1:{server.server_port}"
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.silence.set()
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(params=[True, False], ids=["ranges", "no ranges"])
+def address(request, clips, monkeypatch):
+    with _serving(clips.folder, monkeypatch, has_ranges=request.param) as server:
+        yield request.param, server
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +189,33 @@ def test_http_with_the_index_at_the_end(clips, noise, address):
     if has_ranges:
         assert probe_video(f"{server}/late.mp4").num_frames == 24
     else:
-        _refused(f"{server}/late.mp4", "decode", "no picture could be decoded", "Check that the file plays")
+        _refused(f"{server}/late.mp4", "decode", "reading failed", "Check the disk or the connection")
+
+
+@pytest.mark.parametrize("breaks", ["closes", "stalls"])
+@pytest.mark.parametrize("name", ["net.mp4", "net.mkv", "net.flv", "net.ts"])
+@pytest.mark.parametrize("has_ranges", [True, False])
+def test_http_that_breaks_off(clips, noise, monkeypatch, name, breaks, has_ranges):
+    """Half a file is no video: the connection failed, not the data. And nobody waits for ever."""
+    monkeypatch.setattr(video, "_TIMEOUT_SECONDS", 0.2)
+    clips.write(name, noise, mux={"movflags": "faststart"} if name == "net.mp4" else None, g=6, crf=5)
+    with _serving(clips.folder, monkeypatch, has_ranges=has_ranges, breaks=breaks) as server:
+        reason = "Input/output error|no data for 0.2 seconds"
+        _refused(f"{server}/{name}", "decode", rf"reading failed \(({reason})\)", "Check the disk or the connection")
+
+
+def test_fsspec_file_that_fails_while_it_is_read(clips, noise, monkeypatch):
+    content = clips.write("net.mkv", noise, g=6, crf=5).read_bytes()
+
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > 300_000:
+                raise OSError(5, "the disk failed")
+            return super().read(size)
+
+    opened = type("Opened", (), {"open": lambda self: Failing(content)})
+    monkeypatch.setattr(fsspec, "open", lambda name, mode: opened())
+    _refused("memory://failing.mkv", "decode", r"reading failed \(the disk failed\)", "Check the disk")
 
 
 def test_http_errors(clips, address):

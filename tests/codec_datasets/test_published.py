@@ -20,6 +20,7 @@ from codec_datasets import (
 from codec_datasets.scoring import score_patches
 from codec_datasets.signals import Signals
 
+PATCH = 16  # of all published results
 SCORE_TOLERANCE = 1e-3  # float32 sums over up to 256 px in another order; measured up to 1e-4
 LEAST_AGREEMENT = 0.70  # intersection over union outside the first frame; measured 0.747, a re-encode gives 0.3-0.6
 GREY_LEVELS = 2.0  # mean absolute difference: JPEG at quality 95 against unpacked pixels; measured 1.9
@@ -42,8 +43,8 @@ def _oracle(case, clip_of):
     path, stored = case
     oracle = dict(np.load(stored))
     num_frames, grid_h, _ = oracle["patch_score_mv"].shape
-    clip = clip_of(path, num_frames, 16 * grid_h)
-    return clip, make_grid(num_frames, clip.placement, 16), oracle
+    clip = clip_of(path, num_frames, PATCH * grid_h)
+    return clip, make_grid(num_frames, clip.placement, PATCH), oracle
 
 
 def test_frame_ids_and_masks(oracle_case, clip_of):
@@ -76,7 +77,7 @@ def test_motion_part_of_the_score(oracle_case, clip_of):
 
 
 def _published(case):
-    """Clip path, published positions and mosaics, and the frame ids and size they were made with."""
+    """Clip path, published positions and mosaics, and the frame ids they were made with."""
     path, folder = case
     [frame_ids] = [np.load(file) for file in folder.parent.glob(f"{folder.name}*.frame_ids.npy")]
     mosaics = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.glob("*.jpg"))]
@@ -110,7 +111,7 @@ def test_published_positions_give_the_published_mosaics(published_case, record_p
     clip = read_clip(path, len(frame_ids), mosaics.shape[1], repeat_short=True)
     assert np.array_equal(clip.frame_indices, frame_ids)
     shuffled = np.random.default_rng(0).permutation(positions)
-    packed, ordered = pack_mosaics(gather_patches(clip.frames, shuffled, 16), shuffled, len(mosaics))
+    packed, ordered = pack_mosaics(gather_patches(clip.frames, shuffled, PATCH), shuffled, len(mosaics))
     assert np.array_equal(ordered, positions)
     difference = np.abs(packed.astype(int) - mosaics).mean()
     record_property("grey_levels", round(float(difference), 3))

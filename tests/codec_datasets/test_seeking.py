@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames found by seeking are those of decoding in order: pixels, times, vectors, references, any thread count."""
 
+import struct
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -15,6 +17,8 @@ OPEN_GOP = {"g": 12, "bf": 3, "x264_params": "open-gop=1:b-pyramid=2:b-adapt=0:s
 OPEN_HEVC = "open-gop=1:keyint=12:min-keyint=12:bframes=4:b-adapt=0:scenecut=0:log-level=none"
 VP9 = {"codec": "libvpx-vp9", "cpu-used": 8, "deadline": "realtime", "g": 12}
 TIMES = np.cumsum(np.random.default_rng(0).integers(1, 9, 40)).tolist()
+LATE = {"pts": [90_000 * 36_000 + 3600 * number for number in range(40)], "time_base": Fraction(1, 90_000), **GOP}
+ALT_REF = {"codec": "libvpx-vp9", "auto-alt-ref": 1, "lag-in-frames": 16, "cpu-used": 5, "deadline": "good", "g": 20}
 UNEVEN = {"pts": TIMES, "time_base": Fraction(1, 90), **GOP}
 
 CASES = {
@@ -40,11 +44,23 @@ CASES = {
     "interlaced.mp4": {"flags": "+ildct+ilme", "x264_params": "interlaced=1", **GOP},
     "uneven.mp4": UNEVEN,
     "uneven.mkv": UNEVEN,
+    "late.mp4": LATE,
+    "late.mkv": LATE,
+    "late.flv": LATE,
+    "alt_ref.webm": ALT_REF,
+    "alt_ref.mp4": ALT_REF,
+    "hevc.flv": {"codec": "libx265", "x265_params": "keyint=12:log-level=none"},
+    "mpeg4.3gp": {"codec": "mpeg4", "g": 12},
+    "in_order.asf": {"codec": "wmv2", "g": 12},
+    "in_order.mxf": {"codec": "mpeg2video", "g": 12},
+    "in_order.vob": {"codec": "mpeg2video", "g": 12, "bf": 2},
     "in_order.ts": GOP,
     "in_order.avi": GOP,
     "in_order.h264": OPEN_GOP,
 }
-IN_ORDER = {"in_order.ts", "in_order.avi", "in_order.h264", "refresh.mp4"}  # no usable timestamps, or no key frames
+IN_ORDER = {"refresh.mp4"} | {
+    name for name in CASES if name.startswith("in_order")
+}  # no key frames, or no usable times
 
 
 def _written(clips, name):
@@ -127,6 +143,39 @@ def test_uneven_times_are_kept(clips):
         steps = np.diff(clip.pts_seconds)
         tolerance = 1e-9 if name.endswith("mp4") else 1.1e-3  # matroska counts milliseconds
         assert np.allclose(steps, np.diff(TIMES) / 90, atol=tolerance)
+
+
+@pytest.mark.parametrize("num_hidden", [3, 5, 12, 13, 20])
+def test_edit_lists_hide_frames(clips, num_hidden):
+    """The track of a trimmed file starts later than its media, at or between key frames."""
+    content = bytearray(_written(clips, "gops.mp4").read_bytes())
+    at = content.find(b"elst") + 12
+    duration, start, rate = struct.unpack(">iiI", content[at : at + 12])
+    edit = struct.pack(">iiI", duration - 40 * num_hidden, start + 512 * num_hidden, rate)
+    path = clips.bytes(f"trimmed{num_hidden}.mp4", bytes(content[:at] + edit + content[at + 12 :]))
+    expected, seconds = clips.decode(path)
+    assert len(expected) == 40 - num_hidden
+    for num_frames in (7, 100):
+        clip = read_clip(path, num_frames, (96, 128), "resize", num_threads=2)
+        assert clip.video.is_seekable
+        assert clip.video.num_frames == 40 - num_hidden
+        assert np.array_equal(clip.frames, expected[clip.frame_indices])
+        assert clip.pts_seconds.tolist() == [seconds[index] for index in clip.frame_indices]
+
+
+@pytest.mark.parametrize("ending", ["mkv", "ts", "mp4", "h264"])
+def test_recording_that_starts_between_key_frames(clips, ending):
+    path = clips.folder / f"tuned_in.{ending}"
+    with av.open(str(_written(clips, "gops.mp4"))) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][5:]:
+            packet.stream = stream
+            target.mux(packet)
+    expected, _ = clips.decode(path)
+    for num_frames in (7, 100):
+        clip = read_clip(path, num_frames, (96, 128), "resize", num_threads=2)
+        assert clip.video.num_frames == len(expected)
+        assert np.array_equal(clip.frames, expected[clip.frame_indices])
 
 
 def test_shared_clips_are_found_as_in_plain_decoding(clips, shared_video):

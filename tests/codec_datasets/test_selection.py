@@ -220,6 +220,8 @@ def test_scores_of_another_shape_are_refused():
         ({"padding": "keep"}, "padding must be one of .*got 'keep'"),
         ({"num_patches": 0}, "start at 1, got 16 and 0"),
         ({"num_patches": -8}, "start at 1, got 16 and -8"),
+        ({"num_patches": 100.0}, "num_patches must be a whole number, got 100.0"),
+        ({"patch_size": "16"}, "patch_size must be a whole number, got '16'"),
         ({"patch_size": 0}, "start at 1, got 0"),
         ({"block": 2, "num_patches": 10}, "num_patches=10 is no multiple of 4, as block=2 needs"),
         ({"motion_weight": -1.0}, "motion_weight=-1.0 is not possible"),

@@ -164,6 +164,12 @@ def test_background_is_the_frequent_level_of_flat_blocks():
     )
 
 
+def test_background_is_mid_grey_where_no_level_is_frequent():
+    levels = np.arange(100, 164).reshape(8, 8).astype(np.uint8)
+    picture = levels.repeat(4, 0).repeat(4, 1)
+    assert np.array_equal(signals_module._distance_to_background(picture, 1), np.abs(picture.astype(np.float32) - 128))
+
+
 def test_background_is_mid_grey_where_nothing_is_flat():
     picture = np.random.default_rng(0).integers(0, 255, (16, 16)).astype(np.uint8)
     assert np.array_equal(signals_module._distance_to_background(picture, 1), np.abs(picture.astype(np.float32) - 128))

@@ -150,7 +150,10 @@ def decode_clip(
     video = plan.video
     sheet = _Sheet(plan, place_picture(video.height, video.width, size, fit), coded, on_progress)
     if plan.pts:
-        _decode_by_seeking(plan, sheet, num_threads)
+        try:
+            _decode_by_seeking(plan, sheet, num_threads)
+        except VideoError as error:  # such as a server that sends files only from the beginning
+            logger.info("%s", error)
         if sheet.missing:
             logger.info("%s: %d frames did not arrive after seeking, decoding in order", video.path, sheet.missing)
             repeat_short = len(plan.frame_indices) > video.num_frames

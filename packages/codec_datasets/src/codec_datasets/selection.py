@@ -63,6 +63,10 @@ class SelectionConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("patch_size", "num_patches", "block", "seed"):
+            if not isinstance(getattr(self, name), int | np.integer):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's integers can't be stored as JSON
         if self.patch_size < 1 or self.num_patches < 1:
             raise ValueError(f"patch_size and num_patches start at 1, got {self.patch_size} and {self.num_patches}")
         if self.num_patches % self.block**2:

@@ -206,7 +206,7 @@ def _distance_to_background(picture: np.ndarray, stride: int) -> np.ndarray:
     counts = np.bincount(quads[::CELL][is_flat] & 0xFF, minlength=256)
     near = np.arange(128 - _BACKGROUND_RANGE, 128 + _BACKGROUND_RANGE + 1)
     total = counts[near].sum()
-    levels = near[counts[near] >= max(_FREQUENT * total, 1)] if total else [128]
+    levels = near[counts[near] >= max(_FREQUENT * total, 1)].tolist() or [128]
     sampled = _sample(picture, stride)
     return np.min([np.abs(sampled - level) for level in levels], axis=0)
 

@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 _TRUSTED_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"}
 _HIDDEN_PICTURE_CODECS = {"vp8"}  # packets that show nothing have timestamps of their own
 RECOVERABLE = (av.FFmpegError, IndexError)  # demuxing raises IndexError when a stream appears in mid-file
+UNREADABLE = (OSError, av.error.ExitError)  # the disk or the connection fails, or is silent for too long
 _MAX_BROKEN_PACKETS = 10_000  # an endless packet loop ends here
-_OPEN_TIMEOUT_SECONDS = 30
+_TIMEOUT_SECONDS = 30
 RE_ENCODE = "Check that the file plays; re-encoding it (ffmpeg -i IN -c:v libx264 OUT.mp4) usually helps"
 
 
@@ -112,7 +113,10 @@ def plan_clip(path: str | Path, num_frames: int = 64, repeat_short: bool = False
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     with open_video(path) as (container, stream):
         first = _first_picture(path, container, stream)
-        index = _list_packets(container, stream)
+        try:
+            index = _list_packets(container, stream)
+        except (OSError, av.FFmpegError):  # such as a server that sends files only from the beginning
+            index = None
         if index is None:
             return plan_in_order(path, num_frames, repeat_short)
         pts, key_pts = index
@@ -162,8 +166,9 @@ def open_video(path: str | Path) -> Iterator[tuple]:
         codec.thread_type, codec.thread_count = "SLICE", 1  # frame threads corrupt exported motion vectors
         try:
             yield container, stream
-        except RECOVERABLE as error:
-            raise VideoError(name, "decode", f"reading failed ({error})", RE_ENCODE) from error
+        except (*UNREADABLE, *RECOVERABLE) as error:
+            reason = f"reading failed ({_reason(error)})"
+            raise VideoError(name, "decode", reason, "Check the disk or the connection") from error
 
 
 @contextmanager
@@ -174,15 +179,14 @@ def _open_container(name: str) -> Iterator:
     try:
         if is_local or name.startswith(("http://", "https://")):
             # without `file:` FFmpeg takes what stands before a colon in a file name for a protocol
-            source = av.open(f"file:{name}" if is_local else name, timeout=_OPEN_TIMEOUT_SECONDS)
+            source = av.open(f"file:{name}" if is_local else name, timeout=_TIMEOUT_SECONDS)
         else:
             import fsspec
 
             source = av.open(fsspec.open(name, "rb").open())
     except (av.FFmpegError, OSError, ImportError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
         advice = RE_ENCODE if is_local else "Check the address, and that the file plays"
-        raise VideoError(name, "open", f"not readable as video ({reason})", advice) from error
+        raise VideoError(name, "open", f"not readable as video ({_reason(error)})", advice) from error
     with source:
         yield source
 
@@ -196,6 +200,12 @@ def _check_local_file(name: str) -> None:
         raise VideoError(name, "open", "is a pipe or a device", "Save it as a file first")
     if not os.access(name, os.R_OK):
         raise VideoError(name, "open", "no permission to read it", "Check its permissions")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError):
+        return f"no data for {_TIMEOUT_SECONDS} seconds"
+    return getattr(error, "strerror", None) or str(error)  # `strerror` goes without the path
 
 
 def _kind(stream) -> str:
@@ -216,7 +226,7 @@ def _is_attached_picture(stream) -> bool:
 
 
 def packets(container, stream) -> Iterator[av.Packet]:
-    """The stream's packets with data, reading on past broken ones."""
+    """The stream's packets with data, reading on past broken ones; raises `UNREADABLE` where reading itself fails."""
     broken = 0
     while broken < _MAX_BROKEN_PACKETS:
         try:
@@ -226,6 +236,8 @@ def packets(container, stream) -> Iterator[av.Packet]:
             return
         except av.EOFError:
             return
+        except UNREADABLE:
+            raise
         except RECOVERABLE as error:
             broken += 1
             logger.info("%s: skipped a broken packet: %s", container.name, error)
@@ -259,28 +271,38 @@ def _list_packets(container, stream) -> tuple[array, list[int]] | None:
     if container.format.name not in _TRUSTED_CONTAINERS or stream.codec_context.name in _HIDDEN_PICTURE_CODECS:
         return None
     stream.codec_context.flush_buffers()
-    try:
-        container.seek(0, stream=None, backward=True)
-    except av.FFmpegError:  # a server that only sends files from the beginning
-        return None
+    container.seek(0, stream=None, backward=True)
     pts, key_pts = array("q"), []
     for packet in packets(container, stream):
-        if packet.is_discard:
-            continue
         if packet.pts is None:
             return None
-        pts.append(packet.pts)
-        if packet.is_keyframe:
+        if packet.is_keyframe:  # even one that an edit list hides: what follows is decoded from it
             key_pts.append(packet.pts)
+        if not packet.is_discard:
+            pts.append(packet.pts)
     ordered = array("q", sorted(pts))
-    if not key_pts or any(a == b for a, b in pairwise(ordered)):
+    if not key_pts or not ordered or any(a == b for a, b in pairwise(ordered)):
         return None
     return ordered, sorted(key_pts)
 
 
+def _rotation(frame: av.VideoFrame) -> int:
+    """Quarter turns to the display orientation, in degrees counter-clockwise.
+
+    FFmpeg reads the angle off the first row of the display matrix; a mirrored picture (front cameras) would end upside
+    down. Where the matrix mirrors, its second column gives the turn that leaves the picture upright, though mirrored.
+    """
+    degrees = frame.rotation
+    if "DISPLAYMATRIX" in frame.side_data:
+        (a, b), (c, d) = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32).reshape(3, 3)[:2, :2].tolist()
+        if a * d < b * c:
+            degrees = -np.degrees(np.arctan2(b, d))
+    return round(degrees / 90) * 90 % 360
+
+
 def _describe(path, container, stream, first, num_frames: int, is_seekable: bool, ticks: int | None) -> VideoInfo:
     """`ticks`: last minus first timestamp, None where timestamps don't rise."""
-    rotation = round(first.rotation / 90) * 90 % 360
+    rotation = _rotation(first)
     height, width = (first.width, first.height) if rotation in (90, 270) else (first.height, first.width)
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     span = float(ticks * stream.time_base) if ticks is not None else (num_frames - 1) / fps if fps else 0.0
