@@ -14,6 +14,9 @@ from .blas import single_threaded_blas
 
 _CENTRE = np.uint8(128)
 _MAX_FEATURES = 1023  # 1023 * 128^2 < 2^24
+LARGEST_UNIT = _MAX_FEATURES // 3
+"""Pixels: a unit is multiplied in slices of whole pixel rows."""
+
 _LOCATIONS_AT_ONCE = 6  # about 1 MB of float32, stays in the second-level cache
 
 
@@ -102,7 +105,7 @@ def _rows_per_slice(unit: int) -> int:
     """Most pixel rows of a patch, a divisor of `unit`, whose features fit one exact product."""
     fitting = [rows for rows in range(1, unit + 1) if unit % rows == 0 and rows * unit * 3 <= _MAX_FEATURES]
     if not fitting:
-        raise ValueError(f"patches of {unit} px are too large; the largest side is {_MAX_FEATURES // 3}")
+        raise ValueError(f"patches of {unit} px are too large; the largest side is {LARGEST_UNIT}")
     return fitting[-1]
 
 

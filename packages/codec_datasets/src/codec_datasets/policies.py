@@ -173,7 +173,7 @@ def rate_distortion(candidates: Candidates, budget: int) -> np.ndarray:
     guess = _likely_threshold(candidates, budget)
     price = _search_price(lambda p: _cheapest_runs(costs, p, dark)[1], budget, guess, float(highest))
     kept = _mark_runs(_cheapest_runs(costs, price, dark)[0], candidates)
-    return _fill(kept, budget, _hold_error(candidates, kept))
+    return _split_runs(kept, budget, costs, dark)
 
 
 def _run_costs(candidates: Candidates) -> np.ndarray:
@@ -238,14 +238,31 @@ def _mark_runs(start: np.ndarray, candidates: Candidates) -> np.ndarray:
     return kept
 
 
-def _hold_error(candidates: Candidates, kept: np.ndarray) -> np.ndarray:
-    """`(T, L)` int64 squared error of what is held, before a unit of the slot itself is kept."""
-    held = np.where(kept[0], 0, -1)
-    error = np.zeros(candidates.shape, np.int64)
-    for t in range(len(kept)):
-        error[t] = candidates.distances.from_slots(held, t)
-        held[kept[t]] = t
-    return error
+def _split_runs(kept: np.ndarray, budget: int, costs: np.ndarray, dark: np.ndarray | None) -> np.ndarray:
+    """Spend what is left of the budget where splitting runs lowers the error most, once per location and round."""
+    while (missing := budget - int(kept.sum())) > 0:
+        gains = _split_gains(kept, costs, dark)
+        slot = gains.argmax(0)
+        best = gains[slot, np.arange(kept.shape[1])]
+        order = np.argsort(-best, kind="stable")[:missing]
+        order = order[np.isfinite(best[order])]
+        kept[slot[order], order] = True
+    return kept
+
+
+def _split_gains(kept: np.ndarray, costs: np.ndarray, dark: np.ndarray | None) -> np.ndarray:
+    """`(T, L)` float32: error saved by keeping a unit in addition, -inf where one is kept already."""
+    num_frames, num_locations = kept.shape
+    slot, location = np.arange(num_frames)[:, None], np.arange(num_locations)[None]
+    first = np.maximum.accumulate(np.where(kept, slot, -1))  # the unit shown before
+    following = np.minimum.accumulate(np.where(kept, slot, num_frames)[::-1])[::-1]
+    end = np.vstack([following[1:], np.full((1, num_locations), num_frames)])
+    shown = costs[location, end, np.maximum(first, 0)] - costs[location, slot, np.maximum(first, 0)]
+    if dark is not None:
+        shown = np.where(first < 0, dark[location, end] - dark[location, slot], shown)
+    gains = shown - costs[location, end, slot]
+    gains[kept] = -np.inf
+    return gains
 
 
 def coverage(candidates: Candidates, budget: int) -> np.ndarray:

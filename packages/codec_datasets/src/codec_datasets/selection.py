@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from .distances import LARGEST_UNIT
 from .grid import PatchGrid, content_blocks
 from .policies import POLICIES, Candidates
 
@@ -72,6 +73,8 @@ class SelectionConfig:
         if self.num_patches % self.block**2:
             raise ValueError(f"num_patches={self.num_patches} is no multiple of 4, as block=2 needs")
         weighs_error = self.policy in ("replenish", "rate_distortion", "coverage")
+        if weighs_error and self.unit > LARGEST_UNIT:
+            raise ValueError(f"patch_size * block can be {LARGEST_UNIT} at most for {self.policy}, got {self.unit}")
         for name, value in (("motion_weight", self.motion_weight), ("stop_below_error", self.stop_below_error)):
             if not 0 <= value < float("inf") or (value and not weighs_error):
                 raise ValueError(f"{name}={value} is not possible with policy {self.policy!r}; leave it 0")
