@@ -185,15 +185,15 @@ def test_doctor_fails_without_motion_vectors(monkeypatch):
 
 
 def test_doctor_names_missing_codecs(monkeypatch):
-    has_codec = bitstream._has_codec
-    monkeypatch.setattr(bitstream, "_has_codec", lambda name, mode: name != "libx265" and has_codec(name, mode))
+    has_codec = bitstream.has_codec
+    monkeypatch.setattr(bitstream, "has_codec", lambda name, mode: name != "libx265" and has_codec(name, mode))
     result = run("doctor")
     assert result.exit_code == 0
     assert "missing: libx265" in result.stdout
 
 
 def test_decoder_report_knows_absent_codecs():
-    assert not bitstream._has_codec("no_such_codec", "r")
+    assert not bitstream.has_codec("no_such_codec", "r")
     assert bitstream.decoder_report().exports_motion_vectors
 
 

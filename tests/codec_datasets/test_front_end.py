@@ -13,6 +13,7 @@ from codec_datasets import (
     front_end,
     gather_patches,
     load_npz,
+    make_grid,
     read_clip,
     score_patches,
     select_clip,
@@ -50,7 +51,7 @@ def test_one_call_is_the_stages_in_a_row(moving_clip):
     options = {"patch_size": 8, "num_patches": 500, "policy": "energy"}
     selection = select_video(moving_clip, num_frames=10, size=128, **options)
     clip = read_clip(moving_clip, 10, 128, coded=True)
-    scores = score_patches(compute_signals(clip), selection.grid, clip.placement, clip.video.rotation)
+    scores = score_patches(compute_signals(clip), selection.grid, clip.placement)
     positions = select_patches(clip.frames, selection.grid, SelectionConfig(**options), scores)
     assert np.array_equal(selection.patch_positions, positions)
     from_clip = select_clip(clip, SelectionConfig(**options))
@@ -85,6 +86,20 @@ def nothing_is_opened(monkeypatch, nothing_is_decoded):
 
 
 BEFORE_OPENING = {
+    "too many": ({"num_patches": 289}, "num_patches=289 can't be met: .* hold 288"),
+    "too many blocks": (
+        {"num_patches": 400, "block": 2},
+        "num_patches=400 can't be met",
+    ),
+    "one frame": (
+        {"num_frames": 1, "num_patches": 37},
+        "num_patches=37 can't be met: 1 frames .* hold 36",
+    ),
+    "odd blocks": ({"size": 80, "block": 2}, "a grid of 5x5 patches can't be cut into 2x2 blocks"),
+    "threads": ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
+    "seed": ({"seed": -1}, "seed can't be negative"),
+    "size text": ({"size": "96"}, "size must be a positive number of pixels or a pair"),
+    "frames fraction": ({"num_frames": 8.0}, "num_frames must be at least 1, got 8.0"),
     "frames 0": ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
     "frames negative": ({"num_frames": -3}, "num_frames must be at least 1, got -3"),
     "patches 0": ({"num_patches": 0}, "start at 1, got 16 and 0"),
@@ -92,7 +107,7 @@ BEFORE_OPENING = {
     "patch size 0": ({"patch_size": 0}, "start at 1, got 0"),
     "size": ({"size": 100}, "size 100x100 is not divisible by patch_size 16; .*96x96"),
     "one side": ({"size": (96, 100)}, "size 96x100 is not divisible"),
-    "size 0": ({"size": 0}, "size must be positive, got 0"),
+    "size 0": ({"size": 0}, "size must be a positive number of pixels or a pair \(height, width\), got 0"),
     "blocks": ({"num_patches": 50, "block": 2}, "num_patches=50 is no multiple of 4, as block=2 needs"),
     "block": ({"block": 4}, r"block must be one of \(1, 2\), got 4"),
     "policy": ({"policy": "saliency"}, "policy must be one of .*got 'saliency'"),
@@ -112,11 +127,12 @@ def test_arguments_are_checked_before_the_file_is_opened(moving_clip, nothing_is
 
 
 BEFORE_DECODING = {
-    "too many": ({"num_patches": 289}, "num_patches=289 can't be met: 8 frames of 36 patches allow 36 to 288"),
     "first frame": ({"num_patches": 29}, 'num_patches=29 can\'t be met: .*first_frame="selected" allows fewer'),
     "padding": ({"num_patches": 35, "padding": "zero"}, "num_patches=35 .* 8 frames of 36 patches allow 36 to 288"),
-    "blocks": ({"num_patches": 400, "block": 2}, "num_patches=400 .* 8 frames of 36 patches allow 36 to 288"),
-    "one frame": ({"num_frames": 1, "num_patches": 37}, "num_patches=37 .* 1 frames of 36 patches allow 36 to 36"),
+    "letterbox": (
+        {"size": (96, 192), "num_patches": 570},
+        "num_patches=570 .* 48 patches allow 48 to 384",
+    ),
 }
 
 
@@ -185,3 +201,24 @@ def test_parts_must_fit_together(moving_clip):
     with pytest.raises(ValueError, match="7 frame indices, but a grid of 8 frames"):
         Selection(**{**parts, "frame_indices": selection.frame_indices[:7]})
     assert repr(selection).startswith("Selection(patches=(100, 16, 16, 3), grid=(8, 6, 6), policy='replenish', pts_")
+
+
+def test_energy_says_where_its_signals_come_from(moving_clip, tmp_path):
+    options = {"num_frames": 10, "size": 96, "num_patches": 100}
+    selection = select_video(moving_clip, policy="energy", **options)
+    assert selection.signal_sources["motion"] == {"bitstream": 10}
+    assert sum(selection.signal_sources["residual"].values()) == 10
+    selection.save_npz(tmp_path / "a.npz")
+    assert load_npz(tmp_path / "a.npz").signal_sources == selection.signal_sources
+    assert select_video(moving_clip, **options).signal_sources is None
+
+
+def test_frames_that_do_not_belong_to_the_grid_are_refused(moving_clip):
+    clip = read_clip(moving_clip, 6, 96)
+    grid = make_grid(6, clip.placement, 16)
+    config = SelectionConfig(num_patches=100)
+    for frames in (clip.frames / np.float32(255), clip.frames[:, :48], clip.frames[:5]):
+        with pytest.raises(ValueError, match=r"frames must be \(6, 96, 96, 3\) uint8 for this grid"):
+            select_patches(frames, grid, config)
+    with pytest.raises(ValueError, match="the grid has patches of 16 px, the config of 8"):
+        select_patches(clip.frames, grid, SelectionConfig(num_patches=100, patch_size=8))

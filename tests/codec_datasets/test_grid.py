@@ -66,7 +66,7 @@ def test_indivisible_sizes_are_refused(size, patch_size, message):
 
 @pytest.mark.parametrize("size", [0, -16, (0, 16), (16, -1)])
 def test_empty_frames_are_refused(size):
-    with pytest.raises(ValueError, match="size must be positive"):
+    with pytest.raises(ValueError, match="size must be a positive"):
         place_picture(10, 10, size)
 
 

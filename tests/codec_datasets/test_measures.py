@@ -81,7 +81,7 @@ def test_nothing_kept_is_black():
 @pytest.mark.parametrize("measure", [hold_psnr, coverage_psnr])
 def test_what_does_not_fit_is_refused(measure):
     frames, grid = _clip(0)
-    with pytest.raises(ValueError, match="do not match a grid"):
+    with pytest.raises(ValueError, match=r"frames must be \(4, 40, 40, 3\) uint8 for this grid, got \(3, 40, 40, 3\)"):
         measure(frames[:3], grid, np.zeros((0, 3), int))
     with pytest.raises(ValueError, match=r"patch_positions must be \(N, 3\), got \(2, 2\)"):
         measure(frames, grid, np.zeros((2, 2), int))

@@ -68,11 +68,12 @@ def test_motion_part_of_the_score(oracle_case, clip_of):
         signals.motion_vectors,
         np.zeros_like(signals.residual),
         signals.picture_size,
+        signals.rotation,
         signals.stride,
         signals.motion_source,
         signals.residual_source,
     )
-    scores = score_patches(motion_only, grid, clip.placement, clip.video.rotation)
+    scores = score_patches(motion_only, grid, clip.placement)
     assert np.abs(scores - oracle["patch_score_mv"]).max() <= SCORE_TOLERANCE
 
 

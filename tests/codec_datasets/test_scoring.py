@@ -52,7 +52,7 @@ def _random_signals(height, width, stride):
     rng = np.random.default_rng(height)
     vectors = rng.integers(-9, 9, (3, height // 4, width // 4, 4)).astype(np.int16)
     residual = rng.exponential(8, (3, -(-height // stride), -(-width // stride))).astype(np.float32)
-    return Signals(vectors, residual, (height, width), stride, "bitstream", ("isolated",) * 3)
+    return Signals(vectors, residual, (height, width), 0, stride, "bitstream", ("isolated",) * 3)
 
 
 @pytest.mark.parametrize(("height", "width", "stride"), [(96, 128, 1), (101, 359, 2), (360, 640, 4), (50, 30, 1)])
@@ -81,7 +81,7 @@ def test_scores_turn_with_the_picture(clips, square_clip, clockwise):
 
 def _scores_of(path):
     clip = read_clip(path, 12, 160, coded=True)
-    return score_patches(compute_signals(clip), make_grid(12, clip.placement, 16), clip.placement, clip.video.rotation)
+    return score_patches(compute_signals(clip), make_grid(12, clip.placement, 16), clip.placement)
 
 
 def test_the_moving_square_scores_most(square_clip):

@@ -197,3 +197,12 @@ def test_shared_clips_have_the_vectors_of_plain_decoding(clips, shared_video):
         for index, frame in zip(clip.frame_indices, clip.coded):
             assert (frame.motion_vectors is None) == (expected[index] is None)
             assert frame.motion_vectors is None or _equal(frame.motion_vectors, expected[index])
+
+
+@pytest.mark.parametrize("first_pts", [-35, -5, 7])
+def test_frames_before_time_zero_count(clips, first_pts):
+    path = clips.write(f"from{first_pts}.mkv", pts=list(range(first_pts, first_pts + 40)), **GOP)
+    expected, _ = clips.decode(path)
+    clip = read_clip(path, num_frames=100, size=expected.shape[1:3], fit="resize")
+    assert clip.frame_indices.tolist() == list(range(len(expected)))
+    assert np.array_equal(clip.frames, expected)

@@ -220,7 +220,7 @@ def test_residual_stride(side, stride):
 
 def test_clips_without_records_are_refused(clips, moving_clip):
     for clip in (clip_from_frames(clips.pan(3), size=96), read_clip(moving_clip, 3, 96)):
-        with pytest.raises(ValueError, match=r"no bitstream records; read it with read_clip\(..., coded=True\)"):
+        with pytest.raises(ValueError, match=r"no bitstream records, .* read it with read_clip\(..., coded=True\)"):
             compute_signals(clip)
 
 
@@ -234,6 +234,24 @@ def test_size_changes_are_refused(clips):
 def test_repr_counts_the_sources(square_clip):
     text = repr(compute_signals(read_clip(square_clip, 12, 96, coded=True)))
     assert text == (
-        "Signals(motion_vectors=(12, 24, 40, 4), motion=bitstream, residual=(12, 96, 160), "
-        "{'isolated': 11, 'texture': 1})"
+        "Signals(motion_vectors=(12, 24, 40, 4), residual=(12, 96, 160), "
+        "{'motion': {'bitstream': 12}, 'residual': {'isolated': 11, 'texture': 1}})"
     )
+
+
+def test_without_an_encoder_the_residual_is_compensated(square_clip, monkeypatch):
+    monkeypatch.setattr(bitstream, "has_codec", lambda name, mode: False)
+    bitstream.isolated_packets_work.cache_clear()
+    try:
+        signals = compute_signals(read_clip(square_clip, 12, 96, coded=True))
+    finally:
+        bitstream.isolated_packets_work.cache_clear()
+    assert signals.sources == {"motion": {"bitstream": 12}, "residual": {"compensated": 11, "texture": 1}}
+
+
+def test_without_an_encoder_motion_is_not_estimated(clips, monkeypatch):
+    path = clips.write("no_encoder.webm", codec="libvpx-vp9", **{"cpu-used": 8, "deadline": "realtime"})
+    clip = read_clip(path, 8, 96, coded=True)
+    monkeypatch.setattr(signals_module, "has_codec", lambda name, mode: False)
+    with pytest.raises(VideoError, match=r"no_encoder.webm: select: its codec .* needs the encoder libx264"):
+        compute_signals(clip)

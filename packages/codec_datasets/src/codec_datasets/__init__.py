@@ -4,6 +4,8 @@
 Names in reading order: video -> frames -> signals -> scores -> selection -> patches -> measures.
 """
 
+from importlib.metadata import version
+
 from .errors import VideoError
 from .grid import PatchGrid, Placement, make_grid, place_picture
 from .video import VideoInfo, probe_video
@@ -17,6 +19,8 @@ from .packing import gather_patches, pack_mosaics, unpack_mosaics
 from .measures import coverage_psnr, hold_psnr
 from .front_end import Selection, load_npz, select_clip, select_video
 
+__version__ = version("codec-datasets")
+
 __all__ = [
     "POLICIES",
     "Clip",
@@ -28,6 +32,7 @@ __all__ = [
     "Signals",
     "VideoError",
     "VideoInfo",
+    "__version__",
     "clip_from_frames",
     "compute_signals",
     "coverage_psnr",

@@ -87,16 +87,16 @@ def select(
     with _clean_errors(output):
         _require_target(output, (".npz",))
         config = SelectionConfig(
-            patch_size,
-            num_patches,
-            policy,
-            block,
-            first_frame,
-            padding,
-            motion_weight,
-            stop_below_error,
-            seed,
-            allow_fewer,
+            patch_size=patch_size,
+            num_patches=num_patches,
+            policy=policy,
+            block=block,
+            first_frame=first_frame,
+            padding=padding,
+            motion_weight=motion_weight,
+            stop_below_error=stop_below_error,
+            seed=seed,
+            allow_fewer=allow_fewer,
         )
         request = _Request(video, num_frames, _parse_size(size), fit, threads, config)
         started = time.perf_counter()
@@ -132,16 +132,16 @@ def show(
     with _clean_errors(output):
         _require_target(output, (".png", ".gif", ".webp"))
         config = SelectionConfig(
-            patch_size,
-            num_patches,
-            policy,
-            block,
-            first_frame,
-            padding,
-            motion_weight,
-            stop_below_error,
-            seed,
-            allow_fewer,
+            patch_size=patch_size,
+            num_patches=num_patches,
+            policy=policy,
+            block=block,
+            first_frame=first_frame,
+            padding=padding,
+            motion_weight=motion_weight,
+            stop_below_error=stop_below_error,
+            seed=seed,
+            allow_fewer=allow_fewer,
         )
         request = _Request(video, num_frames, _parse_size(size), fit, threads, config)
         started = time.perf_counter()
@@ -224,6 +224,8 @@ def _print_summary(clip, selection, seconds: float, measure: bool) -> None:
         f"{video.num_frames} frames, {grid.num_frames} sampled"
     )
     typer.echo(f"kept      {kept} of {total} patches ({kept / total:.0%}), policy {selection.config.policy}")
+    for signal, counts in (selection.signal_sources or {}).items():
+        typer.echo(f"{signal:<9} " + ", ".join(f"{source} in {count} frames" for source, count in counts.items()))
     if kept < selection.config.num_patches:
         typer.echo(f"          fewer than the budget of {selection.config.num_patches}")
     if measure:

@@ -40,6 +40,7 @@ from .video import (
     packets,
     plan_clip,
     plan_in_order,
+    seek,
 )
 
 logger = logging.getLogger(__name__)
@@ -346,8 +347,7 @@ def _decode_group(
     """Pictures from one key frame on until every wanted one is out, and `helpers`, the pictures shown before them."""
     codec = stream.codec_context
     length_size = nal_length_size(codec.name, codec.extradata)
-    container.seek(key_pts, stream=stream, backward=True)
-    codec.flush_buffers()
+    seek(container, stream, key_pts)
     needed = wanted | helpers
     unsent, unseen, payloads = set(needed), set(needed), {}
     for packet in packets(container, stream):

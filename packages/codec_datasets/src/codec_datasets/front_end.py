@@ -13,9 +13,9 @@ from .files import written_whole
 from .grid import Fit, PatchGrid, Placement, frame_size, make_grid, place_picture
 from .packing import gather_patches
 from .scoring import score_patches
-from .selection import FirstFrame, Padding, Policy, SelectionConfig, fit_budget, select_patches
+from .selection import FirstFrame, Padding, Policy, SelectionConfig, fit_budget, refuse_impossible, select_patches
 from .signals import compute_signals
-from .video import VideoInfo, plan_clip
+from .video import VideoInfo, check_num_frames, plan_clip
 
 _RECORDS = {"placement": Placement, "video": VideoInfo, "config": SelectionConfig}
 
@@ -33,6 +33,7 @@ class Selection:
         video: the file.
         placement: where the picture lies in the frames.
         config: how the selection was made.
+        signal_sources: for `energy`, where motion and residual come from, frames per source (`Signals.sources`).
     """
 
     patches: np.ndarray
@@ -43,6 +44,7 @@ class Selection:
     placement: Placement
     video: VideoInfo
     config: SelectionConfig
+    signal_sources: dict[str, dict[str, int]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.patches) != len(self.patch_positions):
@@ -63,7 +65,7 @@ class Selection:
 
     def save_npz(self, path: str | Path) -> None:
         """Write one `.npz` file, whole or not at all: `patches`, `patch_positions`, `frame_indices`, `pts_seconds`,
-        `content` and `valid` `(grid_h, grid_w)`, and `placement`, `video` and `config` as JSON."""
+        `content` and `valid` `(grid_h, grid_w)`, and `placement`, `video`, `config`, `signal_sources` as JSON."""
         records = {name: json.dumps(asdict(getattr(self, name))) for name in _RECORDS}
         with written_whole(path) as file:
             np.savez(
@@ -74,6 +76,7 @@ class Selection:
                 pts_seconds=self.pts_seconds,
                 content=self.grid.content,
                 valid=self.grid.valid,
+                signal_sources=json.dumps(self.signal_sources),
                 **records,
             )
 
@@ -85,7 +88,7 @@ def load_npz(path: str | Path) -> Selection:
         ValueError: if arrays are missing.
     """
     with np.load(path) as stored:
-        arrays = {"patches", "patch_positions", "frame_indices", "pts_seconds", "content", "valid"}
+        arrays = {"patches", "patch_positions", "frame_indices", "pts_seconds", "content", "valid", "signal_sources"}
         missing = arrays.union(_RECORDS) - set(stored)
         if missing:
             raise ValueError(f"{path}: not a stored selection, {', '.join(sorted(missing))} missing")
@@ -96,6 +99,7 @@ def load_npz(path: str | Path) -> Selection:
             stored["frame_indices"],
             stored["pts_seconds"],
             PatchGrid(len(stored["frame_indices"]), *content.shape, patches.shape[1], content, stored["valid"]),
+            signal_sources=json.loads(str(stored["signal_sources"])),
             **{name: record(**json.loads(str(stored[name]))) for name, record in _RECORDS.items()},
         )
 
@@ -162,7 +166,11 @@ def read_and_select(
     on_progress: Progress | None = None,
 ) -> tuple[Clip, Selection]:
     """As `select_video`, for callers that also want the frames; `on_progress(done, total)` is told of each frame."""
-    make_grid(1, place_picture(*frame_size(size), size, fit), config.patch_size)  # refuses indivisible sizes
+    if num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+    check_num_frames(num_frames)
+    place_picture(*frame_size(size), size, fit)
+    refuse_impossible(num_frames, size, config)
     needs_bitstream = config.policy == "energy"
     plan = plan_clip(path, num_frames, repeat_short=needs_bitstream)
     placement = place_picture(plan.video.height, plan.video.width, size, fit)
@@ -185,13 +193,14 @@ def select_clip(clip: Clip, config: SelectionConfig) -> Selection:
     """
     grid = make_grid(len(clip.frames), clip.placement, config.patch_size)
     _require_budget(clip.video, grid, config)
-    scores = None
+    scores, sources = None, None
     if config.policy == "energy":
-        scores = score_patches(compute_signals(clip), grid, clip.placement, clip.video.rotation)
+        signals = compute_signals(clip)
+        scores, sources = score_patches(signals, grid, clip.placement), signals.sources
     positions = select_patches(clip.frames, grid, config, scores)
     patches = gather_patches(clip.frames, positions, config.patch_size)
     return Selection(
-        patches, positions, clip.frame_indices, clip.pts_seconds, grid, clip.placement, clip.video, config
+        patches, positions, clip.frame_indices, clip.pts_seconds, grid, clip.placement, clip.video, config, sources
     )
 
 

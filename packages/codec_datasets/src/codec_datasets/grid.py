@@ -47,9 +47,11 @@ class Placement:
 
 def frame_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """`(height, width)` of a frame; a single number means a square."""
-    height, width = (size, size) if isinstance(size, int | np.integer) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"size must be positive, got {size}")
+    sides = (size, size) if isinstance(size, int | np.integer) else size
+    is_pair = isinstance(sides, tuple | list) and len(sides) == 2
+    if not is_pair or not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
+        raise ValueError(f"size must be a positive number of pixels or a pair (height, width), got {size!r}")
+    height, width = sides
     return int(height), int(width)
 
 
@@ -112,6 +114,16 @@ class PatchGrid:
     def shape(self) -> tuple[int, int, int]:
         """`(num_frames, grid_h, grid_w)`."""
         return self.num_frames, self.grid_h, self.grid_w
+
+    def check_frames(self, frames: np.ndarray) -> None:
+        """Refuse frames that this lattice was not made for.
+
+        Raises:
+            ValueError: if they are not `(T, H, W, 3)` uint8 of this size.
+        """
+        expected = (self.num_frames, self.grid_h * self.patch_size, self.grid_w * self.patch_size, 3)
+        if frames.shape != expected or frames.dtype != np.uint8:
+            raise ValueError(f"frames must be {expected} uint8 for this grid, got {frames.shape} {frames.dtype}")
 
 
 def make_grid(num_frames: int, placement: Placement, patch_size: int) -> PatchGrid:

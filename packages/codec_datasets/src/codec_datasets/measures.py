@@ -49,8 +49,7 @@ def coverage_psnr(frames: np.ndarray, grid: PatchGrid, patch_positions: np.ndarr
 def _kept_units(frames: np.ndarray, grid: PatchGrid, patch_positions: np.ndarray) -> tuple[np.ndarray, PatchDistances]:
     """`(T, L)` bool over all locations, and the distances between their patches."""
     positions = np.asarray(patch_positions)
-    if frames.shape[:3] != (grid.num_frames, grid.grid_h * grid.patch_size, grid.grid_w * grid.patch_size):
-        raise ValueError(f"frames {frames.shape} do not match a grid of {grid.shape} patches of {grid.patch_size} px")
+    grid.check_frames(frames)
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise ValueError(f"patch_positions must be (N, 3), got {positions.shape}")
     if len(positions) and ((positions < 0).any() or (positions >= grid.shape).any()):

@@ -82,7 +82,8 @@ class Candidates:
 def replenish(candidates: Candidates, budget: int) -> np.ndarray:
     """Keep a unit when what is held at its place errs by more than a threshold; the threshold meets the budget.
 
-    What a codec does with conditional replenishment: causal, linear in T, every change above the threshold is kept.
+    What a codec does with conditional replenishment: causal, and every change above the threshold is kept. Given the
+    threshold it is linear in T (`ReplenishStream`); finding it compares all pairs of slots once.
     """
     if candidates.least_error:
         kept, _ = _replenish_at(candidates, candidates.least_error)
@@ -349,4 +350,4 @@ POLICIES: dict[str, Callable[[Candidates, int], np.ndarray]] = {
     "uniform": uniform,
     "random": random,
 }
-"""Selection policies by name. Adding an entry makes it available everywhere."""
+"""Selection policies by name."""

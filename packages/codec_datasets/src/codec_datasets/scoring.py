@@ -20,7 +20,7 @@ _LEAST_RESIDUAL = 1.0
 
 
 @single_threaded_blas
-def score_patches(signals: Signals, grid: PatchGrid, placement: Placement, rotation: int = 0) -> np.ndarray:
+def score_patches(signals: Signals, grid: PatchGrid, placement: Placement) -> np.ndarray:
     """Energy of each patch: OneVision-Encoder's rule with the true coded residual.
 
     Motion is the length of the L0 vector after subtracting the frame's median; both signals are divided by their 95th
@@ -30,12 +30,11 @@ def score_patches(signals: Signals, grid: PatchGrid, placement: Placement, rotat
         signals: of the clip.
         grid: patch lattice of the clip.
         placement: where the picture lies in the frames.
-        rotation: degrees by which pictures were turned counter-clockwise for display.
 
     Returns:
         `(num_frames, grid_h, grid_w)` float32, 0 on patches that lie fully in the padding.
     """
-    turns = rotation // 90
+    turns = signals.rotation // 90
     height, width = signals.picture_size[::-1] if turns % 2 else signals.picture_size
     motion = np.stack([np.rot90(_motion_energy(vectors), turns) for vectors in signals.motion_vectors])
     residual = np.stack([np.rot90(_residual_energy(frame), turns) for frame in signals.residual])

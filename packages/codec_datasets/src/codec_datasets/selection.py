@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from .distances import LARGEST_UNIT
-from .grid import PatchGrid, content_blocks
+from .grid import PatchGrid, content_blocks, frame_size, make_grid, place_picture
 from .policies import POLICIES, Candidates
 
 Policy = Literal["replenish", "rate_distortion", "coverage", "energy", "uniform", "random"]
@@ -70,6 +70,8 @@ class SelectionConfig:
             object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's integers can't be stored as JSON
         if self.patch_size < 1 or self.num_patches < 1:
             raise ValueError(f"patch_size and num_patches start at 1, got {self.patch_size} and {self.num_patches}")
+        if self.seed < 0:
+            raise ValueError(f"seed can't be negative, got {self.seed}")
         if self.num_patches % self.block**2:
             raise ValueError(f"num_patches={self.num_patches} is no multiple of 4, as block=2 needs")
         weighs_error = self.policy in ("replenish", "rate_distortion", "coverage")
@@ -106,8 +108,11 @@ def select_patches(
         `allow_fewer`.
 
     Raises:
-        ValueError: if the budget can't be met or the scores are missing or of another shape.
+        ValueError: if the budget can't be met, or frames, scores and config do not fit the grid.
     """
+    grid.check_frames(frames)
+    if config.patch_size != grid.patch_size:
+        raise ValueError(f"the grid has patches of {grid.patch_size} px, the config of {config.patch_size}")
     budget = fit_budget(grid, config)
     if config.policy == "energy" and patch_scores is None:
         raise ValueError("policy 'energy' needs patch_scores; compute them with score_patches")
@@ -124,6 +129,21 @@ def select_patches(
     lattice = np.zeros((len(frames), *is_selectable.shape), bool)
     lattice[:, rows, columns] = kept.reshape(len(frames), rows.stop - rows.start, -1)
     return np.argwhere(lattice.repeat(block, 1).repeat(block, 2)).astype(np.int32)
+
+
+def refuse_impossible(num_frames: int, size: int | tuple[int, int], config: SelectionConfig) -> None:
+    """Refuse what no video can satisfy, before one is opened.
+
+    Raises:
+        ValueError: if patches or blocks don't divide the frames, or even whole square frames hold fewer patches.
+    """
+    grid = make_grid(num_frames, place_picture(*frame_size(size), size, "resize"), config.patch_size)
+    most = num_frames * content_blocks(grid, config.block).size * config.block**2
+    if config.num_patches > most and not config.allow_fewer:
+        raise ValueError(
+            f"num_patches={config.num_patches} can't be met: {num_frames} frames of {grid.grid_h}x{grid.grid_w} "
+            f"patches hold {most}; use allow_fewer=True to keep all of them"
+        )
 
 
 def fit_budget(grid: PatchGrid, config: SelectionConfig) -> int:

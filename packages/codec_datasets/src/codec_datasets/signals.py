@@ -11,7 +11,14 @@ from typing import Literal
 
 import numpy as np
 
-from .bitstream import IsolatedDecoder, encode_pair, isolated_packets_work, reduced_size, shrink_for_pair
+from .bitstream import (
+    IsolatedDecoder,
+    encode_pair,
+    has_codec,
+    isolated_packets_work,
+    reduced_size,
+    shrink_for_pair,
+)
 from .clip import Clip, CodedFrame
 from .errors import VideoError
 
@@ -35,6 +42,7 @@ class Signals:
             0 where there is none. H, W are the source's, or those of the reduced picture where motion is estimated.
         residual: `(T, h, w)` float32 grey levels, every `stride`-th pixel of the same picture.
         picture_size: H, W.
+        rotation: degrees by which pictures are turned counter-clockwise for display.
         stride: pixels between residual samples.
         motion_source: `bitstream`, `estimated` (two-picture encoding) or `none` (no frame has a predecessor).
         residual_source: for each frame `isolated`, `compensated`, `estimated` or `texture` (key frames).
@@ -43,6 +51,7 @@ class Signals:
     motion_vectors: np.ndarray
     residual: np.ndarray
     picture_size: tuple[int, int]
+    rotation: int
     stride: int
     motion_source: MotionSource
     residual_source: tuple[ResidualSource, ...]
@@ -55,11 +64,13 @@ class Signals:
             )
 
     def __repr__(self) -> str:
-        kinds = {kind: self.residual_source.count(kind) for kind in sorted(set(self.residual_source))}
-        return (
-            f"Signals(motion_vectors={self.motion_vectors.shape}, motion={self.motion_source}, "
-            f"residual={self.residual.shape}, {kinds})"
-        )
+        return f"Signals(motion_vectors={self.motion_vectors.shape}, residual={self.residual.shape}, {self.sources})"
+
+    @property
+    def sources(self) -> dict[str, dict[str, int]]:
+        """Where the signals come from: for `motion` and `residual` the number of frames per source."""
+        residual = {source: self.residual_source.count(source) for source in sorted(set(self.residual_source))}
+        return {"motion": {self.motion_source: len(self.motion_vectors)}, "residual": residual}
 
 
 def compute_signals(clip: Clip) -> Signals:
@@ -73,12 +84,18 @@ def compute_signals(clip: Clip) -> Signals:
         VideoError: if its frames differ in size.
     """
     if len(clip.coded) != len(clip.frames):
-        raise ValueError("the clip holds no bitstream records; read it with read_clip(..., coded=True)")
+        raise ValueError(
+            "the clip holds no bitstream records, which only its file has: read it with read_clip(..., coded=True), "
+            "or pass the path to select_video"
+        )
     if len({frame.luma.shape for frame in clip.coded}) > 1:
         reason = "the picture size changes within the video, so that its signals can't be compared"
         raise VideoError(clip.video.path, "select", reason, 'Use another policy than "energy"')
     exported = any(frame.motion_vectors is not None for frame in clip.coded)
     has_reference = any(frame.reference is not None for frame in clip.coded)
+    if not exported and has_reference and not has_codec("libx264", "w"):
+        reason = f"its codec {clip.video.codec} tells no motion, and estimating it needs the encoder libx264"
+        raise VideoError(clip.video.path, "select", reason, 'Use the PyAV wheel, or another policy than "energy"')
     read_frame = _BitstreamReader(clip) if exported else _estimate_frame
     planes = [read_frame(frame) for frame in clip.coded]
     size = clip.coded[0].luma.shape if exported else reduced_size(*clip.coded[0].luma.shape)
@@ -86,6 +103,7 @@ def compute_signals(clip: Clip) -> Signals:
         np.stack([vectors for vectors, _, _ in planes]),
         np.stack([residual for _, residual, _ in planes]),
         size,
+        clip.video.rotation,
         residual_stride(max(size)),
         "bitstream" if exported else "estimated" if has_reference else "none",
         tuple(source for _, _, source in planes),

@@ -9,7 +9,7 @@ import logging
 import os
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -24,10 +24,14 @@ logger = logging.getLogger(__name__)
 _TRUSTED_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"}
 _HIDDEN_PICTURE_CODECS = {"vp8"}  # packets that show nothing have timestamps of their own
 RECOVERABLE = (av.FFmpegError, IndexError)  # demuxing raises IndexError when a stream appears in mid-file
-UNREADABLE = (OSError, av.error.ExitError)  # the disk or the connection fails, or is silent for too long
+_UNREADABLE = (OSError, av.error.ExitError)  # the disk or the connection fails, or is silent for too long
 _MAX_BROKEN_PACKETS = 10_000  # an endless packet loop ends here
 _TIMEOUT_SECONDS = 30
 RE_ENCODE = "Check that the file plays; re-encoding it (ffmpeg -i IN -c:v libx264 OUT.mp4) usually helps"
+
+
+class ReadError(Exception):
+    """The disk or the connection failed, which is no fault of the video; `open_video` turns it into `VideoError`."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +113,14 @@ def plan_clip(path: str | Path, num_frames: int = 64, repeat_short: bool = False
         ValueError: if `num_frames` is less than 1.
         VideoError: as in `probe_video`.
     """
-    if num_frames < 1:
-        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    check_num_frames(num_frames)
+    with open_video(path) as (container, stream):  # from the beginning: a seek would skip what starts before time 0
+        index = _list_packets(container, stream)
+    if index is None:
+        return plan_in_order(path, num_frames, repeat_short)
+    pts, key_pts = index
     with open_video(path) as (container, stream):
         first = _first_picture(path, container, stream)
-        try:
-            index = _list_packets(container, stream)
-        except (OSError, av.FFmpegError):  # such as a server that sends files only from the beginning
-            index = None
-        if index is None:
-            return plan_in_order(path, num_frames, repeat_short)
-        pts, key_pts = index
         video = _describe(path, container, stream, first, len(pts), True, pts[-1] - pts[0])
     indices = sample_indices(len(pts), num_frames, repeat_short)
     return ClipPlan(
@@ -129,6 +130,12 @@ def plan_clip(path: str | Path, num_frames: int = 64, repeat_short: bool = False
         tuple(key_pts),
         tuple(pts[i - 1] if i else None for i in indices),
     )
+
+
+def check_num_frames(num_frames: int) -> None:
+    """Refuse anything but a positive whole number."""
+    if not isinstance(num_frames, int | np.integer) or num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames!r}")
 
 
 def plan_in_order(path: str | Path, num_frames: int, repeat_short: bool = False) -> ClipPlan:
@@ -166,9 +173,10 @@ def open_video(path: str | Path) -> Iterator[tuple]:
         codec.thread_type, codec.thread_count = "SLICE", 1  # frame threads corrupt exported motion vectors
         try:
             yield container, stream
-        except (*UNREADABLE, *RECOVERABLE) as error:
-            reason = f"reading failed ({_reason(error)})"
-            raise VideoError(name, "decode", reason, "Check the disk or the connection") from error
+        except ReadError as error:
+            raise VideoError(
+                name, "decode", f"reading failed ({error})", "Check the disk or the connection"
+            ) from error
 
 
 @contextmanager
@@ -176,19 +184,52 @@ def _open_container(name: str) -> Iterator:
     is_local = "://" not in name
     if is_local:
         _check_local_file(name)
-    try:
-        if is_local or name.startswith(("http://", "https://")):
-            # without `file:` FFmpeg takes what stands before a colon in a file name for a protocol
-            source = av.open(f"file:{name}" if is_local else name, timeout=_TIMEOUT_SECONDS)
-        else:
-            import fsspec
+    with ExitStack() as stack:
+        try:
+            if is_local:  # without `file:` FFmpeg takes what stands before a colon in a file name for a protocol
+                source = av.open(f"file:{name}", timeout=_TIMEOUT_SECONDS)
+            elif name.startswith(("http://", "https://")):
+                source = av.open(name, timeout=_TIMEOUT_SECONDS)
+            else:
+                source = av.open(stack.enter_context(_RemoteFile(name)))
+        except (av.FFmpegError, OSError, ValueError) as error:
+            advice = RE_ENCODE if is_local else "Check the address, and that the file plays"
+            raise VideoError(name, "open", f"not readable as video ({_reason(error)})", advice) from error
+        with source:
+            yield source
 
-            source = av.open(fsspec.open(name, "rb").open())
-    except (av.FFmpegError, OSError, ImportError, ValueError) as error:
-        advice = RE_ENCODE if is_local else "Check the address, and that the file plays"
-        raise VideoError(name, "open", f"not readable as video ({_reason(error)})", advice) from error
-    with source:
-        yield source
+
+class _RemoteFile:
+    """A file of an fsspec backend. Backends raise what their client libraries raise; here all of it is `OSError`."""
+
+    def __init__(self, address: str) -> None:
+        import fsspec
+
+        self._file = self._guarded(lambda: fsspec.open(address, "rb").open())
+
+    def __enter__(self) -> "_RemoteFile":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._guarded(self._file.read, size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._guarded(self._file.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @staticmethod
+    def _guarded(function, *arguments):
+        try:
+            return function(*arguments)
+        except OSError:
+            raise
+        except Exception as error:  # any client library's own type
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _check_local_file(name: str) -> None:
@@ -226,7 +267,11 @@ def _is_attached_picture(stream) -> bool:
 
 
 def packets(container, stream) -> Iterator[av.Packet]:
-    """The stream's packets with data, reading on past broken ones; raises `UNREADABLE` where reading itself fails."""
+    """The stream's packets with data, reading on past broken ones.
+
+    Raises:
+        ReadError: if the disk or the connection fails.
+    """
     broken = 0
     while broken < _MAX_BROKEN_PACKETS:
         try:
@@ -236,11 +281,24 @@ def packets(container, stream) -> Iterator[av.Packet]:
             return
         except av.EOFError:
             return
-        except UNREADABLE:
-            raise
+        except _UNREADABLE as error:
+            raise ReadError(_reason(error)) from error
         except RECOVERABLE as error:
             broken += 1
             logger.info("%s: skipped a broken packet: %s", container.name, error)
+
+
+def seek(container, stream, pts: int) -> None:
+    """Go to the key frame at `pts`.
+
+    Raises:
+        ReadError: where that is not possible, such as on a server that sends files only from the beginning.
+    """
+    try:
+        container.seek(pts, stream=stream, backward=True)
+    except (OSError, av.FFmpegError) as error:
+        raise ReadError(_reason(error)) from error
+    stream.codec_context.flush_buffers()
 
 
 def decode_packet(codec, packet: av.Packet | None) -> list[av.VideoFrame]:
@@ -270,8 +328,6 @@ def _list_packets(container, stream) -> tuple[array, list[int]] | None:
     """Sorted timestamps of all pictures and of the key frames, or None where timestamps can't be trusted."""
     if container.format.name not in _TRUSTED_CONTAINERS or stream.codec_context.name in _HIDDEN_PICTURE_CODECS:
         return None
-    stream.codec_context.flush_buffers()
-    container.seek(0, stream=None, backward=True)
     pts, key_pts = array("q"), []
     for packet in packets(container, stream):
         if packet.pts is None:
