@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 from facts import VIDEOS, print_header, print_table, single_thread
@@ -22,7 +23,7 @@ import json, resource, sys, time
 start = time.perf_counter()
 import codec_datasets
 imported = time.perf_counter()
-selection = codec_datasets.select_video(sys.argv[1], policy=sys.argv[2])
+selection = codec_datasets.select_video(sys.argv[1], policy=sys.argv[2], num_threads=int(sys.argv[3]))
 usage = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps(dict(frames=selection.video.num_frames, seconds=time.perf_counter() - imported,
                       imports=imported - start, megabytes=usage.ru_maxrss / 1024)))
@@ -45,21 +46,21 @@ def repeat_clip(source: Path, target: Path, minutes: int) -> None:
                     output.mux(packet)
 
 
-def measure(path: Path, policy: str) -> dict:
+def measure(path: Path, policy: str, num_threads: int) -> dict:
     """Run `select_video` in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path), policy], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", MEASURE, str(path), policy, str(num_threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", nargs="+", type=Path, default=None, help="default: two of the clip folder")
+    parser.add_argument("--clips", nargs="+", type=Path, default=None, help="default: three of the clip folder")
     parser.add_argument("--minutes", nargs="+", type=int, default=[10, 60, 120])
     parser.add_argument("--policies", nargs="+", default=["replenish", "rate_distortion"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     arguments = parser.parse_args()
-    clips = arguments.clips or [VIDEOS / "bikes.mp4", VIDEOS / "vid_h264.mp4"]
+    clips = arguments.clips or [VIDEOS / name for name in ("bikes.mp4", "ytb_XwB-dkS5BVM.mp4", "vid_h264.mp4")]
     print_header("Long files: seconds and peak memory of `select_video`")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -67,20 +68,23 @@ def main() -> None:
             for minutes in arguments.minutes:
                 path = Path(folder) / f"{minutes}.mp4"
                 repeat_clip(clip, path, minutes)
-                for policy in arguments.policies:
-                    result = measure(path, policy)
+                for policy, threads in product(arguments.policies, arguments.threads):
+                    result = measure(path, policy, threads)
                     rows.append(
                         [
                             clip.name,
                             str(minutes),
                             str(result["frames"]),
                             policy,
+                            str(threads),
                             f"{result['seconds']:.2f}",
                             f"{result['megabytes']:.0f}",
                         ]
                     )
                 path.unlink()
-    print_table(["clip, repeated", "minutes", "frames", "policy", "seconds", "peak MB, imports included"], rows)
+    print_table(
+        ["clip, repeated", "minutes", "frames", "policy", "threads", "seconds", "peak MB, imports included"], rows
+    )
 
 
 if __name__ == "__main__":
