@@ -9,8 +9,13 @@ from transformers import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from onevision_encoder import OneVisionEncoderImageProcessor
-from onevision_encoder.image_processing_onevision_encoder import patch_aligned_size
-from onevision_encoder.inputs_onevision_encoder import patchify
+from onevision_encoder.image_processing_onevision_encoder import (
+    cut_patches,
+    grid_of_positions,
+    normalize_patches,
+    patch_aligned_size,
+)
+from onevision_encoder.inputs_onevision_encoder import grid_positions, patchify
 
 # as published; the fields are those CLIPImageProcessor wrote
 PUBLISHED = {
@@ -33,6 +38,26 @@ PUBLISHED = {
 def image():
     pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def test_twins_in_numpy_and_torch_agree():
+    image = np.random.default_rng(0).integers(0, 256, (3, 8, 12), dtype=np.uint8)
+    expected = patchify(torch.from_numpy(image)[None, :, None], 4)[0].numpy()
+    assert np.array_equal(cut_patches(image, 4), expected)
+    expected = grid_positions(torch.arange(5 * 2 * 3)[None], 2, 3)[0].numpy()
+    assert np.array_equal(grid_of_positions(np.arange(5), 2, 3), expected)
+
+
+def test_normalize_patches_is_per_channel():
+    image = np.stack([np.full((4, 4), value, np.uint8) for value in (10, 20, 30)])
+    options = {"do_rescale": True, "rescale_factor": 0.1, "do_normalize": True}
+    found = normalize_patches(cut_patches(image, 2), 2, **options, image_mean=(1, 1, 1), image_std=(1, 2, 4))
+    np.testing.assert_allclose(found, np.repeat([[0, 0.5, 0.5]], 4, axis=0).repeat(4, axis=1), rtol=1e-6)
+    assert found.dtype == np.float32
+    plain = normalize_patches(
+        found, 2, do_rescale=False, rescale_factor=9, do_normalize=False, image_mean=0, image_std=1
+    )
+    assert np.array_equal(plain, found)
 
 
 def test_default_is_the_published_preprocessing(image):
@@ -77,6 +102,12 @@ def test_patch_aligned_size(height, width, max_num_patches, expected):
 def test_size_that_may_not_change_raises(image):
     with pytest.raises(ValueError, match=r"90x130 pixels is not whole in patches of 14.*84x126"):
         OneVisionEncoderImageProcessor()(image, layout="patches", do_resize=False)
+
+
+@pytest.mark.parametrize("name", ["patch_size", "max_num_patches"])
+def test_counts_below_one_raise(image, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        OneVisionEncoderImageProcessor()(image, layout="patches", **{name: 0})
 
 
 def test_unknown_option_raises(image):

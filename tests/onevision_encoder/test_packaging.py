@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -17,7 +18,11 @@ OURS = ("onevision_encoder", "codec_datasets", "llava_codec")
 
 @pytest.fixture
 def saved(tmp_path, build_model, frames):
-    """A folder with model and processors, a picture, frames, and what they give here."""
+    """A folder with model and processors, a picture, frames, and what they give here.
+
+    The frames have the processor's size: with and without `codec_datasets` they give the same pixels.
+    """
+    frames = frames[:, :8, :8]
     model = build_model()
     image_processor = OneVisionEncoderImageProcessor(patch_size=4, size={"shortest_edge": 16}, crop_size=16)
     video_processor = OneVisionEncoderVideoProcessor(patch_size=4, size=8, num_frames=3)
@@ -91,6 +96,10 @@ def test_import_needs_no_video_or_dataset_package():
     code = "import sys, onevision_encoder; print(*{'av', 'datasets', 'codec_datasets', 'typer'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_version_is_the_installed_one():
+    assert onevision_encoder.__version__ == version("onevision-encoder")
 
 
 def test_public_names_exist():

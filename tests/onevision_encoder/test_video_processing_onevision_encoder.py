@@ -3,18 +3,21 @@
 
 import json
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from onevision_encoder import OneVisionEncoderVideoProcessor
 from onevision_encoder.inputs_onevision_encoder import patchify
-from onevision_encoder.video_processing_onevision_encoder import fit_frames, split_videos, time_slots
+from onevision_encoder.video_inputs_onevision_encoder import fit_frames
+from onevision_encoder.video_processing_onevision_encoder import time_slots
+
+# files are resized in YUV and converted then, decoded frames are converted at full size: rounding differs, by 1 in the
+# grey clip; another filter differs by 80 (Pillow's bicubic)
+GREY_LEVELS_BETWEEN_YUV_AND_RGB = 2
 
 
 @pytest.fixture
@@ -57,6 +60,12 @@ def calls(monkeypatch):
     return recorded
 
 
+@pytest.fixture
+def without_codec_datasets(monkeypatch):
+    """Make the import of `codec_datasets` fail as if it were not installed."""
+    monkeypatch.setitem(sys.modules, "codec_datasets", None)
+
+
 def test_time_slots_are_the_published_ones():
     assert time_slots(8).tolist() == [0, 9, 18, 27, 36, 45, 54, 63]
     assert time_slots(16).tolist() == [0, 4, 8, 12, 16, 21, 25, 29, 33, 37, 42, 46, 50, 54, 58, 63]
@@ -64,7 +73,7 @@ def test_time_slots_are_the_published_ones():
     assert time_slots(100).tolist() == list(range(100))
 
 
-def test_uniform_frames_are_the_dense_input(frames, build_model):
+def test_uniform_frames_are_the_dense_input(without_codec_datasets, frames, build_model):
     processor, model = OneVisionEncoderVideoProcessor(patch_size=4), build_model()
     found = processor(frames, num_frames=3, size=16, return_tensors="pt", return_metadata=True)
     metadata = found.pop("video_metadata")[0]
@@ -79,6 +88,18 @@ def test_uniform_frames_are_the_dense_input(frames, build_model):
     with torch.no_grad():
         outputs, expected = model(**found), model(dense, patch_positions=positions)
     torch.testing.assert_close(outputs.last_hidden_state, expected.last_hidden_state, atol=1e-4, rtol=0)
+
+
+def test_uniform_frames_are_fitted_as_frames_of_files_are(frames):
+    codec_datasets = pytest.importorskip("codec_datasets")
+    processor = OneVisionEncoderVideoProcessor(patch_size=4, do_normalize=False, rescale_factor=1.0)
+    found = processor(frames, num_frames=3, size=16, return_tensors="pt", return_metadata=True)
+    metadata = found["video_metadata"][0]
+    assert (metadata.frame_indices, metadata.total_num_frames) == ([0, 5, 11], 12)
+    assert (metadata.height, metadata.width, metadata.duration) == (40, 60, None)
+    expected = codec_datasets.clip_from_frames(frames[[0, 5, 11]], size=16, fit="crop").frames
+    expected = torch.from_numpy(expected).permute(3, 0, 1, 2)[None].float()  # (1, 3, T, H, W)
+    assert torch.equal(found["pixel_values"], patchify(expected, 4))
 
 
 def test_defaults_of_uniform_sampling(frames):
@@ -99,24 +120,6 @@ def test_short_and_long_videos_share_a_batch(frames):
 def test_all_frames_on_request(frames):
     processor = OneVisionEncoderVideoProcessor(patch_size=4, size=8, num_frames=2)
     assert processor(frames, do_sample_frames=False)["pixel_values"].shape == (1, 12 * 4, 48)
-
-
-def test_crop_keeps_the_centre_and_resize_the_whole():
-    frame = np.zeros((1, 10, 30, 3), np.uint8)
-    frame[:, :, 10:20] = 200
-    assert (fit_frames(frame, 10, "crop") == 200).all()
-    assert fit_frames(frame, 10, "resize").mean() == pytest.approx(200 / 3, abs=2)
-
-
-def test_every_form_of_decoded_frames(frames):
-    images = [Image.fromarray(frame) for frame in frames]
-    tensor = torch.from_numpy(frames)
-    for video in (frames, images, list(frames), tensor, tensor.permute(0, 3, 1, 2), frames[None], [frames], [images]):
-        (found,) = split_videos(video)
-        assert np.array_equal(found, frames)
-    assert split_videos(["a.mp4", Path("b.mp4")]) == ["a.mp4", "b.mp4"]
-    assert split_videos("http://host/c.mp4") == ["http://host/c.mp4"]
-    assert len(split_videos([frames, "a.mp4", images])) == 3
 
 
 def test_codec_defaults(calls):
@@ -181,6 +184,13 @@ def test_codec_patches_are_flattened_channels_first(calls, monkeypatch):
     assert np.array_equal(found[0].reshape(2, 3, 4, 4), patches.transpose(0, 3, 1, 2))
 
 
+def test_energy_of_decoded_frames_raises_before_anything_is_read(calls, frames):
+    processor = OneVisionEncoderVideoProcessor(sampling="codec", policy="energy")
+    with pytest.raises(ValueError, match=r"bitstream, which decoded frames have lost.*path of the file"):
+        processor(["a.mp4", frames])
+    assert calls == []
+
+
 def test_codec_of_decoded_frames(calls, frames):
     processor = OneVisionEncoderVideoProcessor(sampling="codec", num_frames=4, size=28)
     found = processor(frames, return_metadata=True)
@@ -203,12 +213,18 @@ def test_times_of_decoded_frames(calls, frames, sampling):
 
 def test_uniform_from_a_file(calls):
     found = OneVisionEncoderVideoProcessor(size=28)("clip.mp4", num_frames=3, return_metadata=True)
-    assert calls == [("read_clip", "clip.mp4", {"num_frames": 3, "size": 28, "fit": "crop"})]
+    assert calls == [("read_clip", "clip.mp4", {"num_frames": 3, "size": 28, "fit": "crop", "num_threads": 1})]
     assert found["image_position_ids"][0, :, 0].tolist() == [0] * 4 + [31] * 4 + [63] * 4
     metadata = found["video_metadata"][0]
     assert (metadata.sampling, metadata.num_patches, metadata.fps) == ("uniform", 12, 30.0)
     assert metadata.frame_indices == [0, 1, 2]
     assert metadata.timestamps == metadata.pts_seconds == [0, 1 / 30, 2 / 30]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"fit": "letterbox"}, {"sampling": "codec"}])
+def test_threads_reach_the_decoder(calls, arguments):
+    OneVisionEncoderVideoProcessor(num_threads=4)("clip.mp4", **arguments)
+    assert calls[0][2]["num_threads"] == 4
 
 
 def test_uniform_letterbox_drops_the_padding(calls):
@@ -234,6 +250,13 @@ def test_uniform_letterbox_drops_the_padding(calls):
         ("a.mp4", {"size": {"height": 14, "width": 28}}, "square size.*14.*28"),
         ("a.mp4", {"fps": 2, "do_resize": False}, "do_resize, fps do not apply"),
         ("a.mp4", {"policy": "energy", "seed": 1}, 'policy, seed .*sampling="codec"'),
+        ("a.mp4", {"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ("a.mp4", {"num_frames": -2, "sampling": "codec"}, "num_frames must be at least 1, got -2"),
+        ("a.mp4", {"size": 0}, "size must be at least 1, got 0"),
+        ("a.mp4", {"patch_size": 0}, "patch_size must be at least 1, got 0"),
+        ("a.mp4", {"num_threads": 0}, "num_threads must be at least 1, got 0"),
+        ("a.mp4", {"do_sample_frames": False}, r"decoded frames only, got the file 'a\.mp4'.*raise num_frames=8"),
+        (["a.mp4"] * 3, {"video_metadata": [{"fps": 5.0}] * 2}, "one video_metadata per video, got 2 for 3 videos"),
     ],
 )
 def test_inputs_that_do_not_fit_raise(calls, videos, kwargs, message):
@@ -249,8 +272,7 @@ def test_unknown_options_raise(frames):
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"sampling": "codec"}])
-def test_missing_package_is_named(monkeypatch, kwargs):
-    monkeypatch.setitem(sys.modules, "codec_datasets", None)
+def test_missing_package_is_named(without_codec_datasets, kwargs):
     with pytest.raises(ImportError, match="pip install codec-datasets"):
         OneVisionEncoderVideoProcessor()("clip.mp4", **kwargs)
 
@@ -317,6 +339,21 @@ def test_file_and_decoded_frames_agree_in_layout(clip_path):
     assert dense["pixel_values"].shape == (1, 5 * 64, 48)
     assert letterboxed["pixel_values"].shape == (1, 5 * 48, 48)  # the two padded rows of patches are dropped
     assert np.unique(letterboxed["image_position_ids"][..., 0]).tolist() == [0, 15, 31, 47, 63]
+
+
+@pytest.mark.parametrize("fit", ["crop", "resize", "letterbox"])
+def test_file_and_decoded_frames_agree_in_pixels(clip_path, fit):
+    av = pytest.importorskip("av")
+    pytest.importorskip("codec_datasets")
+    with av.open(str(clip_path)) as container:
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    processor = OneVisionEncoderVideoProcessor(patch_size=4, size=32, fit=fit, do_normalize=False, rescale_factor=1.0)
+    by_path, by_frames = (processor(video, num_frames=7, return_metadata=True) for video in (clip_path, decoded))
+    indices, expected_indices = (x["video_metadata"][0].frame_indices for x in (by_frames, by_path))
+    assert indices == expected_indices
+    assert np.array_equal(by_frames["image_position_ids"], by_path["image_position_ids"])
+    difference = np.abs(by_frames["pixel_values"] - by_path["pixel_values"])
+    assert difference.max() <= GREY_LEVELS_BETWEEN_YUV_AND_RGB
 
 
 def test_unreadable_file_raises(tmp_path):

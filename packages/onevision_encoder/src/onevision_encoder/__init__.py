@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """OneVision encoder for transformers 5: images, dense frames and sparse codec patches through one path."""
 
+from importlib.metadata import version
+
 from transformers import AutoBackbone, AutoConfig, AutoModel
 
 # from their modules: without torchvision the top-level names can be placeholders, depending on transformers' version
@@ -16,7 +18,7 @@ from .modeling_onevision_encoder import (
 )
 from .video_processing_onevision_encoder import OneVisionEncoderVideoProcessor
 
-__version__ = "0.1.0"
+__version__ = version("onevision-encoder")
 
 __all__ = [
     "OneVisionEncoderBackbone",

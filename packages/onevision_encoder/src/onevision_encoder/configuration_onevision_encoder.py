@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+PADDING_POSITION = -1  # all three columns of a padded row of image_position_ids
 ROPE_DIM_UNIT = 32  # head_dim / 2 splits 4 : 6 : 6 over (t, h, w), so head_dim comes in steps of 2 * 16
 
 
@@ -91,4 +92,4 @@ class OneVisionEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"rope_temporal_size must be at least 1 or None, got {self.rope_temporal_size}.")
 
 
-__all__ = ["OneVisionEncoderConfig"]
+__all__ = ["PADDING_POSITION", "OneVisionEncoderConfig"]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images to encoder input: the published CLIP preprocessing, or the patch sequence of images at their own resolution.
 
-`pack_items` and `normalize_patches` are also the last step of the video processor, so both write one layout.
+`normalize_patches` and `pack_items` are also the last steps of the video processor, so both write one layout.
 """
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Literal
 
@@ -13,9 +14,20 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-PADDING_POSITION = -1
+from .configuration_onevision_encoder import PADDING_POSITION
+
+NORMALISATION = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
+def require_positive(**values: int) -> None:
+    """Raise ValueError, with name and value, for the first of the `values` that is below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+# Twins of `patchify` and `grid_positions`, which run traced and on the accelerator; processors work on numpy arrays
+# in data-loading workers, and at the positions of chosen time slots. A test holds the twins together.
 def cut_patches(image: np.ndarray, patch_size: int) -> np.ndarray:
     """Cut an image `(C, H, W)` into patches `(H/P * W/P, C * P * P)`, row by row, each flattened as `(C, P, P)`."""
     channels, height, width = image.shape
@@ -28,6 +40,26 @@ def grid_of_positions(times: np.ndarray, grid_h: int, grid_w: int) -> np.ndarray
     """List the positions (t, h, w) of whole frames at the given `times`: `(T * grid_h * grid_w, 3)` int64, sorted."""
     axes = np.meshgrid(np.asarray(times), np.arange(grid_h), np.arange(grid_w), indexing="ij")
     return np.stack(axes, axis=-1).reshape(-1, 3).astype(np.int64)
+
+
+def normalize_patches(
+    patches: np.ndarray,
+    patch_size: int,
+    *,
+    do_rescale: bool,
+    rescale_factor: float,
+    do_normalize: bool,
+    image_mean: float | Sequence[float],
+    image_std: float | Sequence[float],
+) -> np.ndarray:
+    """Rescale and normalise patches `(N, C * P * P)`, flattened as `(C, P, P)`, to float32; `image_*` per channel."""
+    pixels = patches.reshape(len(patches), -1, patch_size**2).astype(np.float32)  # (N, C, P * P)
+    if do_rescale:
+        pixels *= np.float32(rescale_factor)
+    if do_normalize:
+        pixels -= np.asarray(image_mean, np.float32).reshape(-1, 1)
+        pixels /= np.asarray(image_std, np.float32).reshape(-1, 1)
+    return pixels.reshape(len(patches), -1)
 
 
 def pack_items(patches: list[np.ndarray], positions: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -127,29 +159,28 @@ class OneVisionEncoderImageProcessor(PilBackend):
         """Preprocess prepared images, `(C, H, W)` arrays, into the layout asked for."""
         if layout == "image":
             return super()._preprocess(images, return_tensors=return_tensors, **kwargs)
+        require_positive(patch_size=patch_size)
+        if max_num_patches is not None:
+            require_positive(max_num_patches=max_num_patches)
+        normalisation = {name: kwargs[name] for name in NORMALISATION}
         patches, positions = [], []
         for image in images:
-            pixels = self._native_pixels(image, patch_size, max_num_patches, **kwargs)
+            pixels = self._resize_to_patches(image, patch_size, max_num_patches, **kwargs)
             grid_h, grid_w = pixels.shape[1] // patch_size, pixels.shape[2] // patch_size
-            patches.append(cut_patches(pixels, patch_size))
+            patches.append(normalize_patches(cut_patches(pixels, patch_size), patch_size, **normalisation))
             positions.append(grid_of_positions([0], grid_h, grid_w))
         return BatchFeature(data=pack_items(patches, positions), tensor_type=return_tensors)
 
-    def _native_pixels(
+    def _resize_to_patches(
         self,
         image: np.ndarray,
         patch_size: int,
         max_num_patches: int | None,
         do_resize: bool,
         resample: PILImageResampling,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: tuple[float, ...],
-        image_std: tuple[float, ...],
         **kwargs,
     ) -> np.ndarray:
-        """Resize one image to whole patches and normalise it; `(C, H, W)` in and out."""
+        """Resize one image to whole patches; `(C, H, W)` in and out."""
         height, width = image.shape[1:]
         target = patch_aligned_size(height, width, patch_size, max_num_patches)
         if target != (height, width):
@@ -159,9 +190,7 @@ class OneVisionEncoderImageProcessor(PilBackend):
                     f"max_num_patches={max_num_patches}. Leave do_resize on, or resize it to {target[0]}x{target[1]}."
                 )
             image = self.resize(image, SizeDict(height=target[0], width=target[1]), resample=resample)
-        if do_rescale:
-            image = self.rescale(image, rescale_factor)
-        return self.normalize(image, image_mean, image_std) if do_normalize else image
+        return image
 
 
 __all__ = ["OneVisionEncoderImageProcessor"]

@@ -7,9 +7,7 @@ Shape checks cost nothing and always run. Value checks read CPU tensors only, wh
 
 import torch
 
-from .configuration_onevision_encoder import OneVisionEncoderConfig
-
-PADDING_POSITION = -1
+from .configuration_onevision_encoder import PADDING_POSITION, OneVisionEncoderConfig
 
 
 def patchify(frames: torch.Tensor, patch_size: int) -> torch.Tensor:

@@ -1,26 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Videos to encoder input: whole frames, uniformly sampled, or the patches that a codec-like selection keeps.
 
-Reading files and selecting patches is the work of the package `codec_datasets`, imported only when it is needed;
-uniform sampling of decoded frames needs nothing but Pillow.
+Reading files, resizing frames and selecting patches is the work of the package `codec_datasets`, imported only when it
+is needed. Where it is not installed, uniform sampling of decoded frames resizes them by Pillow, with other grey levels
+along edges.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 from huggingface_hub.dataclasses import validate_typed_dict
-from PIL import Image
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SizeDict
 from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import VideoMetadata
 
-from .image_processing_onevision_encoder import cut_patches, grid_of_positions, pack_items
+from .image_processing_onevision_encoder import (
+    NORMALISATION,
+    cut_patches,
+    grid_of_positions,
+    normalize_patches,
+    pack_items,
+    require_positive,
+)
+from .video_inputs_onevision_encoder import ClipMetadata, fit_frames, known_fps, split_videos
+
+logger = logging.get_logger(__name__)
 
 LAST_TIME_SLOT = 63  # the encoder was trained on 64 time slots; uniform frames are spread over all of them
 FRAMES_IN_BUDGET = 8  # a codec clip gets as many patches as this many whole frames
@@ -40,7 +50,6 @@ SELECTION_ARGUMENTS = (
     "allow_fewer",
 )
 FOREIGN_ARGUMENTS = ("fps", "do_resize", "resample", "do_center_crop", "crop_size")  # every video processor has them
-NORMALISATION = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
 
 
 class OneVisionEncoderVideoProcessorKwargs(VideosKwargs, total=False):
@@ -50,7 +59,7 @@ class OneVisionEncoderVideoProcessorKwargs(VideosKwargs, total=False):
         sampling: `"uniform"` for whole frames, `"codec"` for selected patches of many frames.
         patch_size: side of a patch in pixels, the encoder's.
         fit: how a frame meets the square: `"crop"`, `"resize"` or `"letterbox"`.
-        num_threads: threads of the decoder.
+        num_threads: parts of a file decoded at the same time.
         num_patches: codec: exact number of patches of a clip; default: as many as 8 whole frames.
         policy: codec: which patches are kept, a policy of `codec_datasets`.
         block: codec: side, in patches, of the squares that are kept as a whole.
@@ -77,42 +86,6 @@ class OneVisionEncoderVideoProcessorKwargs(VideosKwargs, total=False):
     allow_fewer: bool | None
 
 
-@dataclass
-class ClipMetadata(VideoMetadata):
-    """What became of one video; `frames_indices` and `pts_seconds` belong to the sampled frames, in order.
-
-    Attributes:
-        pts_seconds: presentation times of the sampled frames in seconds, None if unknown.
-        sampling: `"uniform"` or `"codec"`.
-        num_patches: patches in the clip's row.
-    """
-
-    pts_seconds: list[float] | None = None
-    sampling: str = "uniform"
-    num_patches: int = 0
-
-    @property
-    def frame_indices(self) -> list[int] | None:
-        """`frames_indices` under the name the rest of this project uses."""
-        return self.frames_indices
-
-    @property
-    def timestamps(self) -> list[float]:
-        """Presentation times of the sampled frames in seconds; real ones where known."""
-        return self.pts_seconds if self.pts_seconds is not None else super().timestamps
-
-    def time_frames(self, fps: float | None) -> None:
-        """Set the times of decoded frames from their number; without a frame rate they are unknown."""
-        self.fps = fps
-        self.pts_seconds = [index / fps for index in self.frames_indices] if fps else None
-
-
-def known_fps(video_metadata: Any, number: int) -> float | None:
-    """Take the frame rate of one video from what the caller passed along: one mapping for all, a list, or nothing."""
-    entry = video_metadata[number] if isinstance(video_metadata, Sequence) else video_metadata
-    return entry["fps"] if entry is not None and "fps" in entry else None
-
-
 @dataclass(frozen=True)
 class ClipOptions:
     """The options of one call with every default resolved; names as in the keyword arguments, `size` in pixels."""
@@ -135,22 +108,14 @@ class ClipOptions:
             given: names that the caller gave.
 
         Raises:
-            ValueError: for options that contradict each other or do not exist for this sampling.
+            ValueError: for options that contradict each other, do not exist for this sampling, or are below 1.
         """
-        sampling, patch_size = options["sampling"], options["patch_size"]
-        defaults = DEFAULTS[sampling]
-        misplaced = sorted(given & set(SELECTION_ARGUMENTS))
-        if sampling == "uniform" and misplaced:
-            raise ValueError(
-                f'{", ".join(misplaced)} select patches and need sampling="codec", got sampling="uniform".'
-            )
-        foreign = sorted(given & set(FOREIGN_ARGUMENTS))
-        if foreign:
-            raise ValueError(
-                f"{', '.join(foreign)} do not apply: frames are sampled by num_frames and brought to size by fit."
-            )
-        num_frames = options["num_frames"] or defaults["num_frames"]
-        size = square_side(options["size"]) or defaults["grid_side"] * patch_size
+        sampling, patch_size, num_threads = options["sampling"], options["patch_size"], options["num_threads"]
+        defaults, size = DEFAULTS[sampling], square_side(options["size"])
+        _check_given(sampling, given)
+        num_frames = defaults["num_frames"] if options["num_frames"] is None else options["num_frames"]
+        size = defaults["grid_side"] * patch_size if size is None else size
+        require_positive(num_frames=num_frames, patch_size=patch_size, size=size, num_threads=num_threads)
         if size % patch_size:
             raise ValueError(f"size must be a multiple of patch_size={patch_size}, got {size}.")
         selection = {name: options[name] for name in SELECTION_ARGUMENTS}
@@ -160,12 +125,50 @@ class ClipOptions:
             sampling,
             num_frames,
             size,
-            options["fit"] or defaults["fit"],
+            defaults["fit"] if options["fit"] is None else options["fit"],
             patch_size,
-            options["num_threads"],
+            num_threads,
             options["do_sample_frames"] is False,
             selection,
         )
+
+
+def _check_given(sampling: str, given: set[str]) -> None:
+    """Check that the arguments the caller gave mean something for this sampling."""
+    misplaced = sorted(given & set(SELECTION_ARGUMENTS))
+    if sampling == "uniform" and misplaced:
+        raise ValueError(f'{", ".join(misplaced)} select patches and need sampling="codec", got sampling="uniform".')
+    foreign = sorted(given & set(FOREIGN_ARGUMENTS))
+    if foreign:
+        raise ValueError(
+            f"{', '.join(foreign)} do not apply: frames are sampled by num_frames and brought to size by fit."
+        )
+
+
+def check_videos(videos: list[str | np.ndarray], video_metadata: Any, options: ClipOptions) -> None:
+    """Check what the options ask of the videos, before any of them is read.
+
+    Args:
+        videos: paths and decoded frames.
+        video_metadata: one mapping for all, a list with one per video, or None.
+        options: of the call.
+
+    Raises:
+        ValueError: if files and frames are asked for what only the other can give, or metadata does not match.
+    """
+    files = [video for video in videos if isinstance(video, str)]
+    if options.take_all_frames and files:
+        raise ValueError(
+            f"do_sample_frames=False is for decoded frames only, got the file {files[0]!r}. To take more of its "
+            f"frames, raise num_frames={options.num_frames}."
+        )
+    if options.sampling == "codec" and options.selection["policy"] == "energy" and len(files) < len(videos):
+        raise ValueError(
+            'policy="energy" reads motion vectors and residual from the bitstream, which decoded frames have lost. '
+            "Pass the path of the file, or choose another policy."
+        )
+    if isinstance(video_metadata, Sequence) and len(video_metadata) != len(videos):
+        raise ValueError(f"Expected one video_metadata per video, got {len(video_metadata)} for {len(videos)} videos.")
 
 
 def square_side(size: SizeDict | dict | None) -> int | None:
@@ -187,7 +190,7 @@ def time_slots(num_frames: int) -> np.ndarray:
 
 
 def load_codec_datasets() -> ModuleType:
-    """Import the package that reads and selects, or say which one to install."""
+    """Import the package that reads, resizes and selects, or say which one to install."""
     try:
         import codec_datasets
     except ImportError as error:
@@ -198,66 +201,16 @@ def load_codec_datasets() -> ModuleType:
     return codec_datasets
 
 
-def split_videos(videos: Any) -> list[str | np.ndarray]:
-    """Sort out what the caller passed: one video or several.
-
-    Args:
-        videos: a path or URL; `(T, H, W, 3)` frames as array, tensor or list of images; or a list of these.
-
-    Returns:
-        Per video its path or its frames `(T, H, W, 3)` uint8.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
-    if isinstance(videos, str | PathLike):
-        return [fspath(videos)]
-    if isinstance(videos, Sequence) and len(videos) == 0:
-        raise ValueError("Expected at least one video, got an empty list.")
-    if isinstance(videos, Sequence) and not _is_frame(videos[0]):
-        return [clip for video in videos for clip in split_videos(video)]
-    if not isinstance(videos, Sequence) and getattr(videos, "ndim", 0) == 5:
-        return [to_frames(video) for video in videos]
-    return [to_frames(videos)]
-
-
-def _is_frame(item: Any) -> bool:
-    """Say whether an element of a list is a single frame."""
-    return isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3
-
-
-def to_frames(frames: Any) -> np.ndarray:
-    """Bring one decoded video to `(T, H, W, 3)` uint8; `(T, 3, H, W)` is accepted as well.
-
-    Raises:
-        ValueError: for another shape or dtype.
-    """
-    if isinstance(frames, Sequence):
-        frames = np.stack([np.asarray(x.convert("RGB") if isinstance(x, Image.Image) else x) for x in frames])
-    if hasattr(frames, "detach"):
-        frames = frames.detach().cpu()
-    array = np.asarray(frames)
-    if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
-        array = array.transpose(0, 2, 3, 1)
-    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape or array.dtype != np.uint8:
-        raise ValueError(
-            f"Expected a path, or decoded RGB frames (T, H, W, 3) uint8, got {array.dtype} of shape {array.shape}."
-        )
-    return array
-
-
-def fit_frames(frames: np.ndarray, size: int, fit: str) -> np.ndarray:
-    """Bring frames `(T, H, W, 3)` to `(T, size, size, 3)`; `"resize"` stretches, `"crop"` keeps the centre."""
-    height, width = frames.shape[1:3]
-    if (height, width) == (size, size):
-        return frames
-    box = (0, 0, width, height)
-    if fit == "crop":
-        side = min(height, width)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-    images = (Image.fromarray(frame) for frame in frames)
-    return np.stack([np.asarray(x.resize((size, size), Image.Resampling.BICUBIC, box=box)) for x in images])
+def _needs_pillow(video: str | np.ndarray, fit: str) -> bool:
+    """Say whether frames have to be resized without `codec_datasets`: it is missing, and the task allows for that."""
+    if isinstance(video, str) or fit == "letterbox":
+        return False
+    try:
+        load_codec_datasets()
+    except ImportError as error:
+        logger.info("Decoded frames are resized by Pillow, not as frames of files are: %s", error.__cause__)
+        return True
+    return False
 
 
 class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
@@ -310,7 +263,8 @@ class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
         Args:
             videos: a path or URL; decoded frames `(T, H, W, 3)` uint8 as array, tensor or list of images; or a list
                 of these. Decoded frames are sampled too if there are more than `num_frames`, unless
-                `do_sample_frames=False`.
+                `do_sample_frames=False`, and resized as frames of files are; uniform sampling without
+                `codec_datasets` resizes them by Pillow, which gives other grey levels along edges.
             **kwargs: see `OneVisionEncoderVideoProcessorKwargs`; `return_metadata=True` adds `video_metadata`, a
                 `ClipMetadata` per video; `return_tensors="pt"` gives tensors, default numpy arrays.
 
@@ -324,14 +278,17 @@ class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
         options.update({name: kwargs[name] for name in given})
         options = self._standardize_kwargs(**options)
         clip_options = ClipOptions.resolve(options, given)
+        normalisation = {name: options[name] for name in NORMALISATION}
         patches, positions, metadata = [], [], []
-        for number, video in enumerate(split_videos(videos)):
+        clips = split_videos(videos)
+        check_videos(clips, options["video_metadata"], clip_options)
+        for number, video in enumerate(clips):
             pixels, places, facts = READERS[clip_options.sampling](video, clip_options)
             facts.num_patches, facts.sampling = len(pixels), clip_options.sampling
             if not isinstance(video, str):
                 facts.total_num_frames = len(video)
                 facts.time_frames(known_fps(options["video_metadata"], number))
-            patches.append(self._normalize_patches(pixels, options))
+            patches.append(normalize_patches(pixels, clip_options.patch_size, **normalisation))
             positions.append(places)
             metadata.append(facts)
         features = BatchFeature(data=pack_items(patches, positions), tensor_type=options["return_tensors"])
@@ -340,16 +297,6 @@ class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
         if options["return_metadata"]:
             features["video_metadata"] = metadata
         return features
-
-    def _normalize_patches(self, patches: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-        """Rescale and normalise patches `(N, C * P * P)` uint8, flattened as `(C, P, P)`, to float32."""
-        pixels = patches.reshape(len(patches), 3, -1).astype(np.float32)
-        if options["do_rescale"]:
-            pixels *= np.float32(options["rescale_factor"])
-        if options["do_normalize"]:
-            pixels -= np.asarray(options["image_mean"], np.float32)[:, None]
-            pixels /= np.asarray(options["image_std"], np.float32)[:, None]
-        return pixels.reshape(len(patches), -1)
 
 
 def read_uniform(video: str | np.ndarray, options: ClipOptions) -> tuple[np.ndarray, np.ndarray, ClipMetadata]:
@@ -370,14 +317,14 @@ def read_uniform(video: str | np.ndarray, options: ClipOptions) -> tuple[np.ndar
         places = selection.patch_positions.astype(np.int64)
         places[:, 0] = time_slots(len(clip.frames))[places[:, 0]]
         return _flatten(selection.patches), places, _describe(selection)
-    if isinstance(video, str):
-        clip = _read_clip(video, options)
-        frames, facts = clip.frames, _describe(clip)
-    else:
+    if _needs_pillow(video, options.fit):
         indices = _sampled_indices(len(video), options)
         frames = fit_frames(video[indices], options.size, options.fit)
         height, width = video.shape[1:3]
         facts = ClipMetadata(len(video), height=height, width=width, frames_indices=indices.tolist())
+    else:
+        clip = _read_clip(video, options)
+        frames, facts = clip.frames, _describe(clip)
     patches = np.concatenate([cut_patches(frame.transpose(2, 0, 1), options.patch_size) for frame in frames])
     side = options.size // options.patch_size
     return patches, grid_of_positions(time_slots(len(frames)), side, side), facts
@@ -407,7 +354,13 @@ def _read_clip(video: str | np.ndarray, options: ClipOptions) -> Any:
     """Sample and fit frames by `codec_datasets`, from a file or from decoded frames."""
     codec_datasets = load_codec_datasets()
     if isinstance(video, str):
-        return codec_datasets.read_clip(video, num_frames=options.num_frames, size=options.size, fit=options.fit)
+        return codec_datasets.read_clip(
+            video,
+            num_frames=options.num_frames,
+            size=options.size,
+            fit=options.fit,
+            num_threads=options.num_threads,
+        )
     indices = _sampled_indices(len(video), options)
     return codec_datasets.clip_from_frames(video[indices], size=options.size, fit=options.fit, frame_indices=indices)
 
@@ -437,7 +390,7 @@ def _describe(clip: Any) -> ClipMetadata:
         fps=clip.video.average_fps or None,
         width=clip.video.width,
         height=clip.video.height,
-        duration=clip.video.duration_seconds,
+        duration=clip.video.duration_seconds or None,  # as fps, 0.0 for decoded frames
         video_backend="codec_datasets",
         frames_indices=clip.frame_indices.tolist(),
         pts_seconds=clip.pts_seconds.tolist(),
