@@ -28,6 +28,7 @@ READING_ORDER = [
     "packing",
     "measures",
     "front_end",
+    "conversations",
     "show",
     "cli",
 ]

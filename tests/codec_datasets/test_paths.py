@@ -185,11 +185,11 @@ def test_http(clips, noise, address, name, policy):
 
 def test_http_with_the_index_at_the_end(clips, noise, address):
     has_ranges, server = address
-    clips.write("late.mp4", noise, g=6, crf=5)
+    clips.write("index_last.mp4", noise, g=6, crf=5)
     if has_ranges:
-        assert probe_video(f"{server}/late.mp4").num_frames == 24
+        assert probe_video(f"{server}/index_last.mp4").num_frames == 24
     else:
-        _refused(f"{server}/late.mp4", "decode", "reading failed", "Check the disk or the connection")
+        _refused(f"{server}/index_last.mp4", "decode", "reading failed", "Check the disk or the connection")
 
 
 @pytest.mark.parametrize("breaks", ["closes", "stalls"])
