@@ -102,9 +102,9 @@ BEFORE_OPENING = {
     "frames fraction": ({"num_frames": 8.0}, "num_frames must be at least 1, got 8.0"),
     "frames 0": ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
     "frames negative": ({"num_frames": -3}, "num_frames must be at least 1, got -3"),
-    "patches 0": ({"num_patches": 0}, "start at 1, got 16 and 0"),
-    "patches negative": ({"num_patches": -4}, "start at 1, got 16 and -4"),
-    "patch size 0": ({"patch_size": 0}, "start at 1, got 0"),
+    "patches 0": ({"num_patches": 0}, "num_patches must be at least 1, got 0"),
+    "patches negative": ({"num_patches": -4}, "num_patches must be at least 1, got -4"),
+    "patch size 0": ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
     "size": ({"size": 100}, "size 100x100 is not divisible by patch_size 16; .*96x96"),
     "one side": ({"size": (96, 100)}, "size 96x100 is not divisible"),
     "size 0": ({"size": 0}, "size must be a positive number of pixels or a pair \(height, width\), got 0"),
@@ -114,8 +114,8 @@ BEFORE_OPENING = {
     "fit": ({"fit": "stretch"}, "fit must be one of .*got 'stretch'"),
     "padding": ({"padding": "black"}, "padding must be one of .*got 'black'"),
     "first frame": ({"first_frame": "none"}, "first_frame must be one of .*got 'none'"),
-    "error": ({"policy": "uniform", "stop_below_error": 2.0}, "stop_below_error=2.0 is not possible"),
-    "weight": ({"motion_weight": -2.0}, "motion_weight=-2.0 is not possible"),
+    "error": ({"policy": "uniform", "stop_below_error": 2.0}, "stop_below_error=2.0 has no meaning"),
+    "weight": ({"motion_weight": -2.0}, "motion_weight must be a number from 0 on, got -2.0"),
 }
 
 
@@ -222,3 +222,10 @@ def test_frames_that_do_not_belong_to_the_grid_are_refused(moving_clip):
             select_patches(frames, grid, config)
     with pytest.raises(ValueError, match="the grid has patches of 16 px, the config of 8"):
         select_patches(clip.frames, grid, SelectionConfig(num_patches=100, patch_size=8))
+
+
+def test_a_link_as_target_stays_a_link(moving_clip, tmp_path):
+    (tmp_path / "link.npz").symlink_to(tmp_path / "target.npz")
+    select_video(moving_clip, num_frames=4, size=96, num_patches=50).save_npz(tmp_path / "link.npz")
+    assert (tmp_path / "link.npz").is_symlink()
+    assert len(load_npz(tmp_path / "target.npz").patches) == 50

@@ -63,6 +63,12 @@ def test_missing_files(name, tmp_path, monkeypatch):
     _refused(name, "open", "no such file", "Check the path")
 
 
+@pytest.mark.parametrize("path", [None, 7, io.BytesIO(b"")])
+def test_only_names_are_taken(path):
+    with pytest.raises(TypeError, match="a video is named by a str or Path, got"):
+        probe_video(path)
+
+
 def test_names_that_no_file_can_have():
     for name in ("x" * 300 + ".mp4", "nul\0.mp4"):
         _refused(name, "open", "no such file", "Check the path")

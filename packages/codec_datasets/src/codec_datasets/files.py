@@ -16,6 +16,8 @@ def written_whole(path: str | Path) -> Iterator[BinaryIO]:
     A full disk, an error or a killed process leaves what stood there before; two writers don't mix.
     """
     target = Path(path)
+    if target.is_symlink():
+        target = target.resolve()  # the link stays, what it points to is replaced
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")  # short: the name itself may be as long as allowed
     try:
         with open(temporary, "xb") as file:

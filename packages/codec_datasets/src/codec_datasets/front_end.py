@@ -208,4 +208,4 @@ def _require_budget(video: VideoInfo, grid: PatchGrid, config: SelectionConfig) 
     try:
         fit_budget(grid, config)
     except ValueError as error:
-        raise VideoError(video.path, "select", str(error), "Change the budget or leave the video out") from error
+        raise VideoError(video.path, "select", str(error), "Choose another budget for it") from error

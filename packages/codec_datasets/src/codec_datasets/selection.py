@@ -35,8 +35,8 @@ class SelectionConfig:
             published layout).
         motion_weight: error counts up to `1 + motion_weight` times where things move.
         stop_below_error: root mean square error of a patch in grey levels; patches that would mend less are not kept,
-            so that fewer than the budget may come back. This and `motion_weight` belong to replenish,
-            rate_distortion and coverage.
+            so that fewer than the budget may come back. This and
+            `motion_weight` belong to replenish, rate_distortion and coverage.
         seed: of `random`.
         allow_fewer: a clip with fewer patches than the budget keeps all of them instead of being refused.
 
@@ -68,8 +68,9 @@ class SelectionConfig:
             if not isinstance(getattr(self, name), int | np.integer):
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
             object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's integers can't be stored as JSON
-        if self.patch_size < 1 or self.num_patches < 1:
-            raise ValueError(f"patch_size and num_patches start at 1, got {self.patch_size} and {self.num_patches}")
+        for name in ("patch_size", "num_patches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed can't be negative, got {self.seed}")
         if self.num_patches % self.block**2:
@@ -77,9 +78,12 @@ class SelectionConfig:
         weighs_error = self.policy in ("replenish", "rate_distortion", "coverage")
         if weighs_error and self.unit > LARGEST_UNIT:
             raise ValueError(f"patch_size * block can be {LARGEST_UNIT} at most for {self.policy}, got {self.unit}")
-        for name, value in (("motion_weight", self.motion_weight), ("stop_below_error", self.stop_below_error)):
-            if not 0 <= value < float("inf") or (value and not weighs_error):
-                raise ValueError(f"{name}={value} is not possible with policy {self.policy!r}; leave it 0")
+        for name in ("motion_weight", "stop_below_error"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number from 0 on, got {value}")
+            if value and not weighs_error:
+                raise ValueError(f"{name}={value} has no meaning for policy {self.policy!r}, which weighs no errors")
 
     @property
     def keeps_first(self) -> bool:

@@ -41,7 +41,7 @@ class VideoInfo:
     Attributes:
         path: as given.
         container: FFmpeg's format name.
-        codec: decoder name.
+        codec: FFmpeg's name of the format, such as `h264` or `av1`.
         pixel_format: of the decoded pictures.
         width, height: pixels, display orientation.
         rotation: degrees by which decoded pictures are turned counter-clockwise for display: 0, 90, 180 or 270.
@@ -161,6 +161,8 @@ def sample_indices(num_source_frames: int, num_frames: int, repeat_short: bool) 
 @contextmanager
 def open_video(path: str | Path) -> Iterator[tuple]:
     """Yield `(container, stream)` of the best video stream, one decoding thread, PyAV errors translated."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a video is named by a str or Path, got {type(path).__name__}")
     name = str(path)
     with _open_container(name) as container:
         stream = _best_stream(container)
@@ -365,7 +367,7 @@ def _describe(path, container, stream, first, num_frames: int, is_seekable: bool
     return VideoInfo(
         path=str(path),
         container=container.format.name,
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,
         pixel_format=first.format.name,
         width=width,
         height=height,
