@@ -14,6 +14,7 @@ CODEC_DATASETS = PACKAGES / "codec_datasets" / "src" / "codec_datasets"
 READING_ORDER = [
     "errors",
     "files",
+    "workers",
     "blas",
     "grid",
     "bitstream",
@@ -28,7 +29,11 @@ READING_ORDER = [
     "packing",
     "measures",
     "front_end",
+    "json_rows",
     "conversations",
+    "assets",
+    "making",
+    "convert",
     "show",
     "cli",
 ]

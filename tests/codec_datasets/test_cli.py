@@ -2,11 +2,14 @@
 """Command line: what it writes, what it prints, one line per error."""
 
 import errno
+import inspect
+import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import fields
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,6 +18,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from codec_datasets import Selection, SelectionConfig, bitstream, cli, load_npz, select_video
+from codec_datasets import convert as convert_module
+from codec_datasets.assets import AssetConfig
+from codec_datasets.convert import ConvertConfig
 
 SMALL = ["--size", "128", "--num-patches", "200"]
 
@@ -41,7 +47,7 @@ def run(*arguments):
 
 def test_help_and_version():
     assert run("--version").stdout.startswith("codec-datasets 0.")
-    for command in ((), ("select",), ("show",), ("doctor",)):
+    for command in ((), ("select",), ("show",), ("convert",), ("doctor",)):
         result = run(*command, "--help")
         assert result.exit_code == 0
         assert max(map(len, result.stdout.splitlines())) <= 80
@@ -61,6 +67,18 @@ def test_defaults_are_those_of_the_library():
         library["fit"],
         library["num_threads"],
     )
+
+
+def test_defaults_of_convert_are_those_of_the_library():
+    parameters = inspect.signature(cli.convert).parameters
+    library = ConvertConfig()
+    owners = [(library.selection, SelectionConfig), (library.assets, AssetConfig), (library, ConvertConfig)]
+    for owner, kind in owners:
+        for name in {field.name for field in fields(kind)} & parameters.keys() - {"size"}:
+            assert parameters[name].default == getattr(owner, name), name
+    assert int(parameters["size"].default) == library.size
+    absent = {"allow_fewer", "stop_below_error", "selection", "assets", "time_limit_seconds", "memory_limit_mb"}
+    assert {field.name for _, kind in owners for field in fields(kind)} - parameters.keys() == absent
 
 
 def test_select_writes_what_the_library_selects(video, tmp_path):
@@ -140,7 +158,14 @@ def test_show_writes_pictures(video, tmp_path, suffix):
         (("select", "VIDEO", "-o", "a.npz", "--size", "1x2x3"), "--size must be"),
         (("select", "VIDEO", "-o", "a.npz", "--size", "big"), "--size must be"),
         (("select", "VIDEO", "-o", "a.npz", "--block", "3"), "block must be one of"),
-        (("select", "VIDEO", "-o", "a.npz", "--policy", "energy", "--motion-weight", "1"), "motion_weight=1.0 is not"),
+        (
+            ("select", "VIDEO", "-o", "a.npz", "--policy", "energy", "--motion-weight", "1"),
+            "motion_weight=1.0 has no meaning",
+        ),
+        (("convert", "no.json", "out"), "no.json: no such file or folder"),
+        (("convert", "VIDEO", "VIDEO"), "assets: Not a directory"),
+        (("convert", "VIDEO", "out", "--num-patches", "1000"), "1000 patches don't fill 8 square mosaics; use 968 or"),
+        (("convert", "VIDEO", "out", "--shard-id", "2"), "shard_id must be 0 to num_shards - 1, got 2 of 1"),
     ],
 )
 def test_errors_are_one_line(video, tmp_path, monkeypatch, arguments, message):
@@ -151,6 +176,59 @@ def test_errors_are_one_line(video, tmp_path, monkeypatch, arguments, message):
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_convert_makes_a_training_set(video, tmp_path):
+    result = run("convert", video.parent, tmp_path / "out", "--size", 128, "--num-patches", 128, "--num-workers", 0)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[:3] == ["rows      1", "written   1 video", "videos    1 missing before"]
+    assert f"wrote     {tmp_path / 'out' / 'train.jsonl'}" in result.stdout
+    [line] = map(json.loads, (tmp_path / "out" / "train.jsonl").read_text().splitlines())
+    assert (line["id"], len(line["image"])) == ("moving square.mp4", 8)
+
+
+def test_every_option_reaches_the_conversion(video, tmp_path, monkeypatch):
+    caught = []
+    report = SimpleNamespace(num_failed=0, summary=lambda: "")
+    monkeypatch.setattr(convert_module, "convert", lambda *given, **more: caught.append((given, more)) or report)
+    selection = {"patch_size": 8, "num_patches": 256, "policy": "coverage", "block": 2, "first_frame": "selected",
+                 "padding": "zero", "motion_weight": 1.5, "seed": 7}  # fmt: skip
+    assets = {"num_mosaics": 4, "layout": "evaluation", "storage": "webp", "quality": 90}
+    others = {"num_frames": 12, "fit": "crop", "num_workers": 3, "num_shards": 4, "shard_id": 2, "limit": 5,
+              "attempts": 2, "video_root": tmp_path / "v", "image_root": tmp_path / "i"}  # fmt: skip
+    flags = [
+        text
+        for name, value in (selection | assets | others).items()
+        for text in (f"--{name.replace('_', '-')}", value)
+    ]
+    switches = ["absolute_paths", "retry_failed", "verify_videos", "dry_run"]
+    flags += [f"--{name.replace('_', '-')}" for name in switches]
+    flags += ["--size", "64x128", "--time-limit", 2.5, "--memory-limit", 800]
+    result = run("convert", video, tmp_path / "out", *flags)
+    assert result.exit_code == 0, result.output
+    [((source, output, config), more)] = caught
+    assert (source, output, more) == (video, tmp_path / "out", {"dry_run": True, "on_progress": None})
+    assert config == ConvertConfig(
+        selection=SelectionConfig(**selection),
+        assets=AssetConfig(**assets),
+        size=(64, 128),
+        time_limit_seconds=2.5,
+        memory_limit_mb=800,
+        **others,
+        **dict.fromkeys(switches[:-1], True),
+    )
+
+
+def test_convert_says_where_failures_are(tmp_path):
+    (tmp_path / "raw.json").write_text('[{"id": "a", "video": "no.mp4"}, {"id": "b"}]')
+    result = run("convert", tmp_path / "raw.json", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "failed    2 rows, by stage: 1 find, 1 row" in result.stdout
+    assert result.stderr == f"error: 2 of 2 rows can't be used; see {tmp_path / 'out' / 'failed.jsonl'}\n"
+    dry = run("convert", tmp_path / "raw.json", tmp_path / "dry", "--dry-run")
+    assert dry.exit_code == 1
+    assert dry.stderr == "error: 2 of 2 rows can't be used\n"
+    assert not (tmp_path / "dry").exists()
 
 
 def test_unknown_policy_is_a_usage_error(video):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codec_datasets import conversations
+from codec_datasets import json_rows
 from codec_datasets.conversations import (
     BadSample,
     Sample,
@@ -95,8 +95,8 @@ def reason(read):
 def elements_of(text, chunk):
     """What the array reader makes of a text read in chunks of so many characters."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conversations, "_CHUNK_CHARACTERS", chunk)
-        return list(conversations._array_elements(io.StringIO(text)))
+        patch.setattr(json_rows, "_CHUNK_CHARACTERS", chunk)
+        return list(json_rows._array_elements(io.StringIO(text)))
 
 
 # files

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `codec-datasets select | show | doctor`."""
+"""Command line: `codec-datasets select | show | convert | doctor`."""
 
 import os
 import sys
@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from .assets import AssetConfig, Layout, Storage
 from .grid import Fit
 from .selection import FirstFrame, Padding, Policy, SelectionConfig
 
@@ -32,9 +33,12 @@ MotionWeight = Annotated[float, typer.Option(help="How much more an error counts
 StopBelowError = Annotated[float, typer.Option(help="Keep fewer once all that is missing errs less (grey levels).")]
 Seed = Annotated[int, typer.Option(help="Of the random policy.")]
 AllowFewer = Annotated[bool, typer.Option("--allow-fewer", help="Keep all of a clip smaller than the budget.")]
+VideoRoot = Annotated[Path | None, typer.Option(help="Paths of videos lie below it; default: folder of SOURCE.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Paths of images lie below it; default: folder of SOURCE.")]
 Threads = Annotated[int, typer.Option(min=1, help="Parts of the file decoded at the same time.")]
 
 _AS_OPTIONS = {"allow_fewer=True": "--allow-fewer", 'first_frame="selected"': "--first-frame selected"}
+_REDRAWN_AFTER_SECONDS = 0.1
 _DEFAULT = {field.name: field.default for field in fields(SelectionConfig)}
 
 
@@ -150,6 +154,84 @@ def show(
         with _status("drawing"):
             _draw(clip, selection, output)
         typer.echo(f"wrote     {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="JSON array, JSON lines, or folder of videos.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    video_root: VideoRoot = None,
+    image_root: ImageRoot = None,
+    num_frames: NumFrames = 64,
+    size: Size = "576",
+    fit: FitOption = "letterbox",
+    patch_size: PatchSize = _DEFAULT["patch_size"],
+    num_patches: NumPatches = _DEFAULT["num_patches"],
+    policy: PolicyOption = _DEFAULT["policy"],
+    block: Block = _DEFAULT["block"],
+    first_frame: FirstFrameOption = _DEFAULT["first_frame"],
+    padding: PaddingOption = _DEFAULT["padding"],
+    motion_weight: MotionWeight = _DEFAULT["motion_weight"],
+    seed: Seed = _DEFAULT["seed"],
+    num_mosaics: Annotated[int, typer.Option(min=1, help="Pictures per video; the budget fills them.")] = 8,
+    layout: Annotated[Layout, typer.Option(help="File names: of training or of evaluation assets.")] = "training",
+    storage: Annotated[Storage, typer.Option(help="As published, or lossless.")] = "jpeg",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG.")] = 95,
+    absolute_paths: Annotated[
+        bool, typer.Option("--absolute-paths", help="Instead of paths relative to the JSONL.")
+    ] = False,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes; 0: in this one, without protection.")] = 1,
+    num_shards: Annotated[int, typer.Option(min=1, help="Parts to divide the rows into.")] = 1,
+    shard_id: Annotated[int, typer.Option(min=0, help="Part to do.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=0, help="Rows to read.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds for one video.")] = None,
+    memory_limit: Annotated[int | None, typer.Option(help="MB for one worker.")] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Tries per video and run.")] = 1,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    verify_videos: Annotated[
+        bool, typer.Option("--verify-videos", help="Remake videos whose content has changed; reads all.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and count, write nothing.")] = False,
+) -> None:
+    """Make a training set: asset folders and train.jsonl."""
+    from .convert import ConvertConfig
+    from .convert import convert as convert_data
+
+    with _clean_errors(output):
+        config = ConvertConfig(
+            selection=SelectionConfig(
+                patch_size=patch_size,
+                num_patches=num_patches,
+                policy=policy,
+                block=block,
+                first_frame=first_frame,
+                padding=padding,
+                motion_weight=motion_weight,
+                seed=seed,
+            ),
+            num_frames=num_frames,
+            size=_parse_size(size),
+            fit=fit,
+            assets=AssetConfig(layout, num_mosaics, storage, quality),
+            video_root=video_root,
+            image_root=image_root,
+            absolute_paths=absolute_paths,
+            num_workers=num_workers,
+            num_shards=num_shards,
+            shard_id=shard_id,
+            limit=limit,
+            time_limit_seconds=time_limit,
+            memory_limit_mb=memory_limit,
+            attempts=attempts,
+            retry_failed=retry_failed,
+            verify_videos=verify_videos,
+        )
+        with _row_counter() as on_progress:
+            report = convert_data(source, output, config, dry_run=dry_run, on_progress=on_progress)
+        typer.echo(report.summary())
+        where = "" if dry_run else f"; see {report.failed}"
+        if report.num_failed:
+            raise ValueError(f"{report.num_failed} of {report.rows} rows can't be used{where}")
 
 
 @app.command()
@@ -285,6 +367,24 @@ def _progress(message: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(message, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _row_counter() -> Iterator[Callable[[int, int], None] | None]:
+    """A line on stderr with `(rows, failures)` that vanishes; None unless stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    shown_at = 0.0
+    with _status("converting") as status:
+
+        def show(rows: int, failures: int) -> None:
+            nonlocal shown_at
+            if time.monotonic() - shown_at > _REDRAWN_AFTER_SECONDS:
+                shown_at = time.monotonic()
+                status.update(f"converting: {rows} rows, {failures} failed")
+
+        yield show
 
 
 def _status(message: str):

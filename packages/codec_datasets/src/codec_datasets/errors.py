@@ -7,7 +7,7 @@ class VideoError(ValueError):
 
     Attributes:
         path: the file as the caller named it.
-        stage: `open`, `probe`, `decode` or `select`.
+        stage: `find`, `open`, `probe`, `decode` or `select`.
         reason: what was found.
         advice: what to do about it.
     """
