@@ -285,3 +285,22 @@ def test_as_a_process(video, tmp_path, is_limited):
     assert (done.returncode, done.stderr) == (0, "")
     assert "wrote     a b.npz" in done.stdout
     assert load_npz(tmp_path / "a b.npz").patches.shape == (200, 16, 16, 3)
+
+
+def test_a_folder_as_target_is_refused_before_any_work(video, tmp_path):
+    (tmp_path / "a.png").mkdir()
+    result = run("show", video, "-o", tmp_path / "a.png")
+    assert result.exit_code == 1
+    assert "is a folder; name a file" in result.stderr
+    assert not result.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error_of_the_file(video, tmp_path):
+    command = [sys.executable, "-m", "codec_datasets.cli", "select", str(video), "-o", str(tmp_path / "a.npz")]
+    command += ["--size", "128", "--num-patches", "256", "--num-frames", "6"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert "error" not in done.stderr
+    assert (tmp_path / "a.npz").exists()

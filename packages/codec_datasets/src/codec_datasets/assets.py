@@ -110,12 +110,6 @@ def video_key(video: str) -> str:
     return f"{readable_part(Path(video).stem)}__{_short_hash(video, 16)}"
 
 
-def sample_key(video: str, sample_id: str, row: int) -> str:
-    """Folder name of a sample's training assets, the published prefix: id, stem, and two hashes of 32 bits."""
-    hashes = f"{_short_hash(video, 8)}__{_short_hash(f'{video}|{sample_id}|{row}', 8)}"
-    return f"sample_{readable_part(sample_id)}__{readable_part(Path(video).stem)}__{hashes}"
-
-
 def readable_part(text: str) -> str:
     """The text as part of a file name: letters, digits, `.`, `-` and `_`, at most 60 bytes of UTF-8."""
     plain = re.sub(r"[^\w.\-]", "_", unicodedata.normalize("NFC", text)).strip(".")

@@ -107,8 +107,8 @@ def select(
         clip, selection = _read_and_select(request)
         seconds = time.perf_counter() - started
         selection.save_npz(output)
-        _print_summary(clip, selection, seconds, measure)
-        typer.echo(f"wrote     {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    _print_summary(clip, selection, seconds, measure)
+    typer.echo(f"wrote     {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
@@ -150,10 +150,11 @@ def show(
         request = _Request(video, num_frames, _parse_size(size), fit, threads, config)
         started = time.perf_counter()
         clip, selection = _read_and_select(request)
-        _print_summary(clip, selection, time.perf_counter() - started, measure=False)
+        seconds = time.perf_counter() - started
         with _status("drawing"):
             _draw(clip, selection, output)
-        typer.echo(f"wrote     {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    _print_summary(clip, selection, seconds, measure=False)
+    typer.echo(f"wrote     {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
@@ -327,7 +328,7 @@ def _fitting(name: str, width: int = 68) -> str:
 def _parse_size(text: str) -> int | tuple[int, int]:
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise ValueError(f"--size must be a number of pixels or HEIGHTxWIDTH, got {text!r}")
+        raise ValueError(f"--size must be a positive number of pixels or HEIGHTxWIDTH, got {text!r}")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
@@ -337,6 +338,8 @@ def _require_target(output: Path, suffixes: tuple[str, ...]) -> None:
         raise ValueError(f"{output}: the name must end in {' or '.join(suffixes)}")
     if not output.absolute().parent.is_dir():
         raise ValueError(f"{output}: the folder {output.parent} does not exist")
+    if output.is_dir():
+        raise ValueError(f"{output}: is a folder; name a file")
 
 
 @contextmanager
