@@ -69,6 +69,7 @@ def main(
 
 @app.command()
 def select(
+    context: typer.Context,
     video: Video,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.npz", help="File to write.")],
     measure: Annotated[bool, typer.Option("--measure", help="Also print hold and coverage.")] = False,
@@ -90,18 +91,7 @@ def select(
     """Write the patches that matter to an .npz file."""
     with _clean_errors(output):
         _require_target(output, (".npz",))
-        config = SelectionConfig(
-            patch_size=patch_size,
-            num_patches=num_patches,
-            policy=policy,
-            block=block,
-            first_frame=first_frame,
-            padding=padding,
-            motion_weight=motion_weight,
-            stop_below_error=stop_below_error,
-            seed=seed,
-            allow_fewer=allow_fewer,
-        )
+        config = _selection_config(context)
         request = _Request(video, num_frames, _parse_size(size), fit, threads, config)
         started = time.perf_counter()
         clip, selection = _read_and_select(request)
@@ -113,6 +103,7 @@ def select(
 
 @app.command()
 def show(
+    context: typer.Context,
     video: Video,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help=".png: one picture; .gif, .webp: animated stages.")
@@ -135,18 +126,7 @@ def show(
     """Draw what is kept: a picture or an animation."""
     with _clean_errors(output):
         _require_target(output, (".png", ".gif", ".webp"))
-        config = SelectionConfig(
-            patch_size=patch_size,
-            num_patches=num_patches,
-            policy=policy,
-            block=block,
-            first_frame=first_frame,
-            padding=padding,
-            motion_weight=motion_weight,
-            stop_below_error=stop_below_error,
-            seed=seed,
-            allow_fewer=allow_fewer,
-        )
+        config = _selection_config(context)
         request = _Request(video, num_frames, _parse_size(size), fit, threads, config)
         started = time.perf_counter()
         clip, selection = _read_and_select(request)
@@ -159,6 +139,7 @@ def show(
 
 @app.command()
 def convert(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="JSON array, JSON lines, or folder of videos.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     video_root: VideoRoot = None,
@@ -200,16 +181,7 @@ def convert(
 
     with _clean_errors(output):
         config = ConvertConfig(
-            selection=SelectionConfig(
-                patch_size=patch_size,
-                num_patches=num_patches,
-                policy=policy,
-                block=block,
-                first_frame=first_frame,
-                padding=padding,
-                motion_weight=motion_weight,
-                seed=seed,
-            ),
+            selection=_selection_config(context),
             num_frames=num_frames,
             size=_parse_size(size),
             fit=fit,
@@ -269,6 +241,12 @@ def _present(found: dict[str, bool]) -> str:
     missing = [name for name, is_there in found.items() if not is_there]
     there = " ".join(name for name, is_there in found.items() if is_there)
     return there + (f"  (missing: {' '.join(missing)})" if missing else "")
+
+
+def _selection_config(context: typer.Context) -> SelectionConfig:
+    """The selection options of a command; each is named as its field."""
+    names = [field.name for field in fields(SelectionConfig) if field.name in context.params]
+    return SelectionConfig(**{name: context.params[name] for name in names})
 
 
 def _read_and_select(request: _Request) -> tuple:
