@@ -113,7 +113,7 @@ def test_counts_below_one_raise(image, name):
 def test_unknown_option_raises(image):
     with pytest.raises(TypeError, match="paches"):
         OneVisionEncoderImageProcessor()(image, paches=True)
-    with pytest.raises(Exception, match="layout"):
+    with pytest.raises(ValueError, match="layout must be 'image' or 'patches', got 'rows'"):
         OneVisionEncoderImageProcessor()(image, layout="rows")
 
 

@@ -4,6 +4,7 @@
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +101,12 @@ def test_import_needs_no_video_or_dataset_package():
 
 def test_version_is_the_installed_one():
     assert onevision_encoder.__version__ == version("onevision-encoder")
+
+
+def test_only_names_of_ours_are_shown():
+    submodules = {path.stem for path in Path(onevision_encoder.__file__).parent.glob("*.py")}
+    shown = {name for name in dir(onevision_encoder) if not name.startswith("_")}
+    assert shown - submodules == set(onevision_encoder.__all__)
 
 
 def test_public_names_exist():

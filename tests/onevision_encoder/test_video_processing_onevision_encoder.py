@@ -248,8 +248,8 @@ def test_uniform_letterbox_drops_the_padding(calls):
         (np.zeros((8, 8, 3), np.uint8), {}, r"got uint8 of shape \(8, 8, 3\)"),
         ("a.mp4", {"size": 100}, "multiple of patch_size=14, got 100"),
         ("a.mp4", {"size": {"height": 14, "width": 28}}, "square size.*14.*28"),
-        ("a.mp4", {"fps": 2, "do_resize": False}, "do_resize, fps do not apply"),
-        ("a.mp4", {"policy": "energy", "seed": 1}, 'policy, seed .*sampling="codec"'),
+        ("a.mp4", {"fps": 2, "do_resize": False}, "takes no do_resize, fps: frames are sampled"),
+        ("a.mp4", {"policy": "energy", "seed": 1}, 'Only sampling="codec" .*takes policy, seed, got'),
         ("a.mp4", {"num_frames": 0}, "num_frames must be at least 1, got 0"),
         ("a.mp4", {"num_frames": -2, "sampling": "codec"}, "num_frames must be at least 1, got -2"),
         ("a.mp4", {"size": 0}, "size must be at least 1, got 0"),
@@ -267,13 +267,19 @@ def test_inputs_that_do_not_fit_raise(calls, videos, kwargs, message):
 def test_unknown_options_raise(frames):
     with pytest.raises(TypeError, match="sampler"):
         OneVisionEncoderVideoProcessor()(frames, sampler="codec")
-    with pytest.raises(Exception, match="sampling"):
+    with pytest.raises(ValueError, match="sampling must be 'uniform' or 'codec', got 'codecs'"):
         OneVisionEncoderVideoProcessor()(frames, sampling="codecs")
+    with pytest.raises(ValueError, match="sampling must be 'uniform' or 'codec', got 'codecs'"):
+        OneVisionEncoderVideoProcessor(sampling="codecs")(frames)
+    with pytest.raises(ValueError, match=r"fit must be one of \['crop', 'resize', 'letterbox'\], got 'stretch'"):
+        OneVisionEncoderVideoProcessor()(frames, fit="stretch")
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"sampling": "codec"}])
 def test_missing_package_is_named(without_codec_datasets, kwargs):
-    with pytest.raises(ImportError, match="pip install codec-datasets"):
+    with pytest.raises(
+        ImportError, match=r"pip install codec-datasets or, from a clone, pip install \./packages/codec_datasets\."
+    ):
         OneVisionEncoderVideoProcessor()("clip.mp4", **kwargs)
 
 

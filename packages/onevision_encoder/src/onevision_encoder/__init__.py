@@ -45,3 +45,5 @@ OneVisionEncoderModel.register_for_auto_class("AutoModel")
 OneVisionEncoderBackbone.register_for_auto_class("AutoBackbone")
 OneVisionEncoderImageProcessor.register_for_auto_class("AutoImageProcessor")
 OneVisionEncoderVideoProcessor.register_for_auto_class("AutoVideoProcessor")
+
+del AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoVideoProcessor, version  # dir() shows names of ours

@@ -6,7 +6,7 @@
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 from transformers.image_processing_backends import PilBackend
@@ -24,6 +24,19 @@ def require_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+def require_choices(schema: type, options: dict[str, Any]) -> None:
+    """Check the options whose type in `schema` is `Literal[...] | None`.
+
+    Raises:
+        ValueError: for the first that is neither None nor one of its values; the message names them.
+    """
+    for name, annotation in schema.__annotations__.items():
+        choices = [choice for part in get_args(annotation) if get_origin(part) is Literal for choice in get_args(part)]
+        if choices and options.get(name) is not None and options[name] not in choices:
+            expected = " or ".join(map(repr, choices)) if len(choices) < 3 else f"one of {choices}"
+            raise ValueError(f"{name} must be {expected}, got {options[name]!r}.")
 
 
 # Twins of `patchify` and `grid_positions`, which run traced and on the accelerator; processors work on numpy arrays
@@ -146,6 +159,17 @@ class OneVisionEncoderImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[OneVisionEncoderImageProcessorKwargs]):
         super().__init__(**kwargs)
+
+    def preprocess(self, images: Any, *args, **kwargs: Unpack[OneVisionEncoderImageProcessorKwargs]) -> BatchFeature:
+        """Preprocess images; see `OneVisionEncoderImageProcessorKwargs`.
+
+        Raises:
+            ValueError: for a layout that does not exist, or an image that must not be resized and is not in patches.
+        """
+        if kwargs.get("layout") is None:
+            kwargs["layout"] = self.layout
+        require_choices(self.valid_kwargs, kwargs)
+        return super().preprocess(images, *args, **kwargs)
 
     def _preprocess(
         self,

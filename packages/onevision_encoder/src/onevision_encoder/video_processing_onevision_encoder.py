@@ -26,6 +26,7 @@ from .image_processing_onevision_encoder import (
     grid_of_positions,
     normalize_patches,
     pack_items,
+    require_choices,
     require_positive,
 )
 from .video_inputs_onevision_encoder import ClipMetadata, fit_frames, known_fps, split_videos
@@ -137,11 +138,14 @@ def _check_given(sampling: str, given: set[str]) -> None:
     """Check that the arguments the caller gave mean something for this sampling."""
     misplaced = sorted(given & set(SELECTION_ARGUMENTS))
     if sampling == "uniform" and misplaced:
-        raise ValueError(f'{", ".join(misplaced)} select patches and need sampling="codec", got sampling="uniform".')
+        raise ValueError(
+            f'Only sampling="codec" selects patches and takes {", ".join(misplaced)}, got sampling="uniform".'
+        )
     foreign = sorted(given & set(FOREIGN_ARGUMENTS))
     if foreign:
         raise ValueError(
-            f"{', '.join(foreign)} do not apply: frames are sampled by num_frames and brought to size by fit."
+            f"This processor takes no {', '.join(foreign)}: frames are sampled by num_frames and brought to size by "
+            "fit."
         )
 
 
@@ -196,7 +200,8 @@ def load_codec_datasets() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             'Reading video files, sampling="codec" and fit="letterbox" need the package codec-datasets. Install it: '
-            "pip install codec-datasets. Decoded frames with uniform sampling work without it."
+            "pip install codec-datasets or, from a clone, pip install ./packages/codec_datasets. Decoded frames with "
+            "uniform sampling work without it."
         ) from error
     return codec_datasets
 
@@ -272,10 +277,11 @@ class OneVisionEncoderVideoProcessor(BaseVideoProcessor):
             ImportError: if `codec_datasets` is needed and missing.
             ValueError: for inputs and arguments that do not fit; `codec_datasets.VideoError` is one.
         """
-        validate_typed_dict(self.valid_kwargs, kwargs)
         given = {name for name, value in kwargs.items() if value is not None}
         options = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
         options.update({name: kwargs[name] for name in given})
+        require_choices(self.valid_kwargs, options)
+        validate_typed_dict(self.valid_kwargs, kwargs)
         options = self._standardize_kwargs(**options)
         clip_options = ClipOptions.resolve(options, given)
         normalisation = {name: options[name] for name in NORMALISATION}
