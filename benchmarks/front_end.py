@@ -60,7 +60,7 @@ def bench_clips(runs: int, policies: list[str]) -> None:
         plain = cpu_seconds(lambda: decode_plainly(str(path), indices), runs)  # noqa: B023
         row = [path.name, f"{plain:.2f}"]
         for policy in policies:
-            select = cpu_seconds(lambda: cd.select_video(path, policy=policy, allow_fewer=True), runs)  # noqa: B023
+            select = cpu_seconds(lambda: cd.select_video(path, policy=policy, allow_fewer=True, num_threads=1), runs)  # noqa: B023
             allowed = ALLOWED_RATIO * plain + ALLOWED_SECONDS
             row.append(
                 f"{select:.2f} ({select / plain:.1f}x, {'within' if select <= allowed else 'above'} {allowed:.2f})"

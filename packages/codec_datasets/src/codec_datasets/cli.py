@@ -86,7 +86,7 @@ def select(
     stop_below_error: StopBelowError = _DEFAULT["stop_below_error"],
     seed: Seed = _DEFAULT["seed"],
     allow_fewer: AllowFewer = False,
-    threads: Threads = 1,
+    threads: Threads = 2,
 ) -> None:
     """Write the patches that matter to an .npz file."""
     with _clean_errors(output):
@@ -121,7 +121,7 @@ def show(
     stop_below_error: StopBelowError = _DEFAULT["stop_below_error"],
     seed: Seed = _DEFAULT["seed"],
     allow_fewer: AllowFewer = False,
-    threads: Threads = 1,
+    threads: Threads = 2,
 ) -> None:
     """Draw what is kept: a picture or an animation."""
     with _clean_errors(output):

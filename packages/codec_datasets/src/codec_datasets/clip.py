@@ -118,7 +118,7 @@ def read_clip(
     *,
     coded: bool = False,
     repeat_short: bool = False,
-    num_threads: int = 1,
+    num_threads: int = 2,
 ) -> Clip:
     """Read uniformly sampled frames of a video, fitted to one size.
 
@@ -129,7 +129,8 @@ def read_clip(
         fit: `letterbox` (black borders), `resize` (stretch) or `crop` (fill and cut).
         coded: keep what the bitstream says about each frame, for `compute_signals`.
         repeat_short: repeat frames of shorter videos up to `num_frames`.
-        num_threads: parts of the file decoded at the same time.
+        num_threads: parts of the file decoded at the same time; the result is the same for any number. Take 1 where
+            several processes share the cores.
 
     Raises:
         ValueError: on arguments that no video can satisfy.
@@ -144,7 +145,7 @@ def decode_clip(
     fit: Fit = "letterbox",
     *,
     coded: bool = False,
-    num_threads: int = 1,
+    num_threads: int = 2,
     on_progress: Progress | None = None,
 ) -> Clip:
     """Decode the frames of a plan. Arguments as in `read_clip`; `on_progress(done, total)` is told of each frame."""

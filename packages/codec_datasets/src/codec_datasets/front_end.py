@@ -120,7 +120,7 @@ def select_video(
     stop_below_error: float = 0.0,
     seed: int = 0,
     allow_fewer: bool = False,
-    num_threads: int = 1,
+    num_threads: int = 2,
 ) -> Selection:
     """Keep the patches of a video that matter, under an exact budget.
 
@@ -134,7 +134,7 @@ def select_video(
         num_patches: exact budget.
         policy, block, first_frame, padding, motion_weight, stop_below_error, seed, allow_fewer: as in
             `SelectionConfig`.
-        num_threads: parts of the file decoded at the same time.
+        num_threads: parts of the file decoded at the same time, as in `read_clip`.
 
     Raises:
         ValueError: if the arguments contradict each other, before the file is opened.
@@ -162,7 +162,7 @@ def read_and_select(
     num_frames: int = 64,
     size: int | tuple[int, int] = 576,
     fit: Fit = "letterbox",
-    num_threads: int = 1,
+    num_threads: int = 2,
     on_progress: Progress | None = None,
 ) -> tuple[Clip, Selection]:
     """As `select_video`, for callers that also want the frames; `on_progress(done, total)` is told of each frame."""

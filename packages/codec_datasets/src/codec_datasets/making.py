@@ -78,6 +78,7 @@ def make_assets(job: AssetJob, recipe: AssetRecipe) -> VideoError | OSError | No
     try:
         digest = file_sha256(job.path)
         options = {"num_frames": recipe.num_frames, "size": recipe.size, "fit": recipe.fit}
+        options["num_threads"] = 1  # the cores belong to the other workers
         _, selection = read_and_select(job.path, recipe.selection, **options)
     except VideoError as error:
         if isinstance(error.__cause__, MemoryError):
