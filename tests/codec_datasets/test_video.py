@@ -85,7 +85,7 @@ def test_best_stream_is_chosen_not_the_first(clips):
     path = clips.folder / "two.mp4"
     with av.open(str(path), "w") as container:
         streams = [_add_stream(container, height, width) for height, width in ((48, 64), (96, 128))]
-        streams[1].disposition = av.stream.Disposition.default
+        streams[1].disposition = av.stream.Disposition.default.value  # PyAV 15 takes numbers only
         for number, frames in enumerate((clips.pan(10, 48, 64), clips.pan(14))):
             _encode_all(container, streams[number], frames)
     video = probe_video(path)
@@ -124,7 +124,7 @@ def _write_with_cover(path, clips, with_video):
     with av.open(str(path), "w") as container:
         video = _add_stream(container, 96, 128) if with_video else None
         cover = _add_stream(container, 300, 300, "mjpeg", "yuvj420p")
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         _encode_all(container, cover, clips.texture(300, 300)[None])
         if video is not None:
             _encode_all(container, video, clips.pan(10))

@@ -82,10 +82,12 @@ class Unreadable:
 '''
 SCRIPT = """
 import multiprocessing
+import signal
 from codec_datasets.workers import run_isolated
 from poisons import act
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background starts with it ignored
     orders = [("give", 1), ("give", 2), ("spin", None)]
     outcomes = run_isolated(act, orders, num_workers=2, time_limit_seconds={limit})
     next(outcomes), next(outcomes)
