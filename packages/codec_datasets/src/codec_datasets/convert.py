@@ -12,6 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -226,14 +227,15 @@ class _Run:
         )
         (self._output / ASSETS).mkdir(parents=True, exist_ok=True)
         failures = 0
-        for outcome in outcomes:
-            error = error_of(outcome)
-            if error is None:
-                self.made += 1
-            else:
-                failures += 1
-                write_error(outcome.item.folder, outcome.item.video, error, self._arguments)
-            self._on_progress(self.rows, failures)
+        with closing(outcomes):  # an error here ends the workers at once, not when Python gets round to it
+            for outcome in outcomes:
+                error = error_of(outcome)
+                if error is None:
+                    self.made += 1
+                else:
+                    failures += 1
+                    write_error(outcome.item.folder, outcome.item.video, error, self._arguments)
+                self._on_progress(self.rows, failures)
 
     def write(self) -> None:
         """Second pass: write all lines, from what the folders hold."""
