@@ -111,7 +111,7 @@ def compute_signals(clip: Clip) -> Signals:
 
 
 def residual_stride(longest_side: int) -> int:
-    """Every how many pixels the residual is sampled; finer sampling changes selections by under 1 %."""
+    """Every how many pixels the residual is sampled; finer sampling changes selections by about 1 %."""
     return 4 if longest_side >= 480 else 2 if longest_side >= 240 else 1
 
 
